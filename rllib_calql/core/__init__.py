@@ -1,0 +1,8 @@
+"""Cal-QL in plain PyTorch: networks, losses and the update step. Nothing here knows about Ray."""
+
+from __future__ import annotations
+
+from rllib_calql.core.networks import CriticEnsemble, TanhGaussianActor
+from rllib_calql.core.update import CalQLUpdate, Noise, UpdateConfig
+
+__all__ = ["CalQLUpdate", "CriticEnsemble", "Noise", "TanhGaussianActor", "UpdateConfig"]

@@ -1,0 +1,186 @@
+"""The tanh-Gaussian actor and the ensemble of critics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "elu": F.elu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+}
+
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+HIDDEN_GAIN, OUTPUT_GAIN = math.sqrt(2.0), 0.01
+# atanh(+-1) is infinite; data actions are kept this far inside the bounds.
+MAX_ACTION = 0.99999
+
+
+class TanhGaussian(NamedTuple):
+    """Diagonal Gaussian squashed by tanh; `mean` and `log_std` are (B, A), before the squashing."""
+
+    mean: Tensor
+    log_std: Tensor
+
+    def sample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Reparameterised actions and their log-probabilities.
+
+        Args:
+            noise: standard normal, (B, A) for one action per state or (B, N, A) for N.
+
+        Returns:
+            Actions in (-1, 1) of `noise`'s shape, and log pi of that shape without its last axis.
+        """
+        mean, log_std = self.mean, self.log_std
+        if noise.dim() == 3:
+            mean, log_std = mean.unsqueeze(1), log_std.unsqueeze(1)
+        pre_tanh = mean + log_std.exp() * noise
+        return torch.tanh(pre_tanh), _log_prob(noise, log_std, pre_tanh)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """log pi of given actions (B, A), pulled inside the open interval first. Returns (B,)."""
+        pre_tanh = torch.atanh(actions.clamp(-MAX_ACTION, MAX_ACTION))
+        noise = (pre_tanh - self.mean) * torch.exp(-self.log_std)
+        return _log_prob(noise, self.log_std, pre_tanh)
+
+    @property
+    def mode(self) -> Tensor:
+        """The deterministic action tanh(mean), (B, A)."""
+        return torch.tanh(self.mean)
+
+
+def _log_prob(noise: Tensor, log_std: Tensor, pre_tanh: Tensor) -> Tensor:
+    """Gaussian log-density less the exact log-determinant of tanh (no epsilon inside a logarithm)."""
+    gaussian = -0.5 * noise.square() - log_std - 0.5 * math.log(2.0 * math.pi)
+    log_det = 2.0 * (math.log(2.0) - pre_tanh - F.softplus(-2.0 * pre_tanh))
+    return (gaussian - log_det).sum(-1)
+
+
+class TanhGaussianActor(nn.Module):
+    """MLP(s) -> mean and raw log-std; log_std = clip(multiplier * raw + offset, -20, 2).
+
+    The multiplier and the offset are two trained scalars, as in the reference implementation.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        act_dim: int,
+        hiddens: Sequence[int] = (256, 256),
+        activation: str = "relu",
+        orthogonal_init: bool = True,
+    ) -> None:
+        super().__init__()
+        sizes = [obs_dim, *hiddens, 2 * act_dim]
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(sizes[:-1], sizes[1:], strict=True))
+        self.log_std_multiplier = nn.Parameter(torch.tensor(1.0))
+        self.log_std_offset = nn.Parameter(torch.tensor(-1.0))
+        self.activation = ACTIVATIONS[activation]
+        if orthogonal_init:
+            for index, layer in enumerate(self.layers):
+                last = index == len(hiddens)
+                nn.init.orthogonal_(layer.weight, OUTPUT_GAIN if last else HIDDEN_GAIN)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, observations: Tensor) -> TanhGaussian:
+        """Observations (B, obs_dim) -> the policy's distribution over (B, act_dim)."""
+        hidden = observations
+        for layer in self.layers[:-1]:
+            hidden = self.activation(layer(hidden))
+        mean, raw = self.layers[-1](hidden).chunk(2, dim=-1)
+        log_std = (self.log_std_multiplier * raw + self.log_std_offset).clamp(LOG_STD_MIN, LOG_STD_MAX)
+        return TanhGaussian(mean, log_std)
+
+
+class CriticEnsemble(nn.Module):
+    """E independent networks Q_i(s, a), their weights stacked on axis 0 and multiplied in one batched call.
+
+    `weights[l]` is (E, in, out) and `biases[l]` (E, 1, out). With `layer_norm`, each hidden layer is
+    normalised before its activation.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        act_dim: int,
+        hiddens: Sequence[int] = (256, 256),
+        num_critics: int = 2,
+        activation: str = "relu",
+        orthogonal_init: bool = True,
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.obs_dim, self.num_critics = obs_dim, num_critics
+        sizes = [obs_dim + act_dim, *hiddens, 1]
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for layer, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            weight = torch.empty(num_critics, fan_in, fan_out)
+            bias = torch.zeros(num_critics, 1, fan_out)
+            for member in range(num_critics):
+                if orthogonal_init:
+                    gain = OUTPUT_GAIN if layer == len(hiddens) else HIDDEN_GAIN
+                    nn.init.orthogonal_(weight[member].T, gain)
+                else:  # torch's own default for a linear layer
+                    linear = nn.Linear(fan_in, fan_out)
+                    weight[member] = linear.weight.detach().T
+                    bias[member, 0] = linear.bias.detach()
+            self.weights.append(nn.Parameter(weight))
+            self.biases.append(nn.Parameter(bias))
+        self.norm_scales, self.norm_offsets = nn.ParameterList(), nn.ParameterList()
+        if layer_norm:
+            for width in hiddens:
+                self.norm_scales.append(nn.Parameter(torch.ones(num_critics, 1, width)))
+                self.norm_offsets.append(nn.Parameter(torch.zeros(num_critics, 1, width)))
+        self.activation = ACTIVATIONS[activation]
+        self.compute_dtype: torch.dtype | None = None
+
+    def forward(self, observations: Tensor, actions: Tensor, members: Tensor | None = None) -> Tensor:
+        """Q-values of K actions per state.
+
+        Args:
+            observations: (B, obs_dim).
+            actions: (B, K, act_dim), in [-1, 1].
+            members: indices (M,) of the networks to evaluate; all E where None.
+
+        Returns:
+            (E, B, K), or (M, B, K) with `members`; always in the parameters' own precision.
+        """
+        batch, num_actions, _ = actions.shape
+        dtype = self.compute_dtype or self.weights[0].dtype
+
+        def select(stacked: Tensor) -> Tensor:
+            return (stacked if members is None else stacked[members]).to(dtype)
+
+        # The state's share of the first layer is computed once per state, not once per action.
+        first, bias = select(self.weights[0]), select(self.biases[0])
+        state_part = torch.baddbmm(bias, _per_member(observations.to(dtype), first), first[:, : self.obs_dim])
+        flat_actions = actions.reshape(batch * num_actions, -1).to(dtype)
+        action_part = torch.bmm(_per_member(flat_actions, first), first[:, self.obs_dim :])
+        width = first.shape[-1]
+        hidden = action_part.view(-1, batch, num_actions, width) + state_part.unsqueeze(2)
+        hidden = hidden.view(-1, batch * num_actions, width)
+        for layer in range(1, len(self.weights)):
+            hidden = self._activate(hidden, layer - 1, select)
+            hidden = torch.baddbmm(select(self.biases[layer]), hidden, select(self.weights[layer]))
+        return hidden.view(-1, batch, num_actions).to(self.weights[0].dtype)
+
+    def _activate(self, hidden: Tensor, layer: int, select: Callable[[Tensor], Tensor]) -> Tensor:
+        if len(self.norm_scales):
+            hidden = F.layer_norm(hidden, hidden.shape[-1:])
+            hidden = hidden * select(self.norm_scales[layer]) + select(self.norm_offsets[layer])
+        if self.activation is F.relu:  # in place: the products around it never need its input
+            return F.relu_(hidden)
+        return self.activation(hidden)
+
+
+def _per_member(rows: Tensor, weight: Tensor) -> Tensor:
+    """The same rows (R, in) for every network: (E, R, in), without a copy."""
+    return rows.expand(weight.shape[0], *rows.shape)

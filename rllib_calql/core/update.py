@@ -1,0 +1,426 @@
+"""One Cal-QL update: parameters, optimiser, target networks and the step that moves them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rllib_calql.core import losses
+from rllib_calql.core.networks import CriticEnsemble, TanhGaussian, TanhGaussianActor
+
+Batch = Mapping[str, Tensor]
+Precision = Literal["float32", "bfloat16", "float64"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateConfig:
+    """Hyperparameters of the update; names and defaults as in `CalQLConfig`, which documents them."""
+
+    gamma: float = 0.99
+    tau: float = 0.005
+    target_network_update_freq: int = 1
+    actor_lr: float = 1e-4
+    critic_lr: float = 3e-4
+    alpha_lr: float = 1e-4
+    lagrangian_lr: float = 3e-4
+    actor_hiddens: tuple[int, ...] = (256, 256)
+    actor_activation: str = "relu"
+    critic_hiddens: tuple[int, ...] = (256, 256)
+    critic_activation: str = "relu"
+    critic_layer_norm: bool = False
+    num_critics: int = 2
+    num_target_critics: int | None = None
+    orthogonal_init: bool = True
+    precision: Precision = "float32"
+    # entropy temperature
+    learn_alpha: bool = True
+    initial_alpha: float = 1.0
+    alpha_multiplier: float = 1.0
+    target_entropy: float | None = None
+    # TD target
+    max_target_backup: bool = True
+    num_target_actions: int = 10
+    deterministic_backup: bool = True
+    # conservative term
+    min_q_weight: float = 5.0
+    min_q_weight_online: float | None = None
+    calibrate: bool = True
+    calibrate_online: bool = True
+    num_actions: int = 10
+    temperature: float = 1.0
+    importance_sampling: bool = True
+    clip_diff_min: float = -math.inf
+    clip_diff_max: float = math.inf
+    lagrangian: bool = False
+    lagrangian_thresh: float = 0.8
+    initial_alpha_prime: float = math.e
+    # behaviour-cloning start of the actor
+    bc_iters: int = 0
+
+
+class Noise(NamedTuple):
+    """All randomness of one step, so that a step can be repeated exactly. N, N_t: num_(target_)actions."""
+
+    actor: Tensor  # (B, A) normal: the action of the actor and temperature losses
+    target: Tensor  # (B, N_t, A) normal: actions at s' of the TD target
+    current: Tensor  # (B, N, A) normal: pi(.|s) of the conservative term
+    next: Tensor  # (B, N, A) normal: pi(.|s') of the conservative term
+    random: Tensor  # (B, N, A) uniform in [-1, 1]
+    target_critics: Tensor | None = None  # (M,) indices of the target critics; all where None
+
+
+class CriticValues(NamedTuple):
+    """What the critic loss was made of; Q-values are before bounding."""
+
+    critic_losses: Tensor  # (E,)
+    bellman_losses: Tensor  # (E,)
+    target: Tensor  # (B,)
+    next_value: Tensor  # (B,)
+    q_data: Tensor  # (E, B)
+    gaps: Tensor | None = None  # (E,) clipped, averaged differences of the conservative term
+    q_random: Tensor | None = None  # (E, B, N)
+    q_current: Tensor | None = None  # (E, B, N)
+    q_next: Tensor | None = None  # (E, B, N)
+    log_probs_current: Tensor | None = None  # (B, N)
+    log_probs_next: Tensor | None = None  # (B, N)
+
+
+class ActorValues(NamedTuple):
+    actor_loss: Tensor  # scalar
+    temperature_loss: Tensor | None  # scalar
+    log_probs: Tensor  # (B,)
+
+
+class CalQLUpdate:
+    """The one update step of Cal-QL, used by both API stacks, both phases and the benchmarks.
+
+    Every loss moves only its own parameters; all gradients are taken at the old parameters, then one Adam
+    step moves everything, then the target critics follow. `online` says which phase's weights hold.
+
+    Args:
+        obs_dim, act_dim: sizes of the flat observation and action; actions live in [-1, 1].
+        config: hyperparameters.
+        device: where everything lives.
+        seed: of the initial parameters and of the sampling noise; None draws one.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        act_dim: int,
+        config: UpdateConfig,
+        device: torch.device | str = "cpu",
+        seed: int | None = None,
+    ) -> None:
+        self.config, self.obs_dim, self.act_dim = config, obs_dim, act_dim
+        self.device = torch.device(device)
+        seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.dtype = torch.float64 if config.precision == "float64" else torch.float32
+        self.online = False
+        self.num_updates = 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.actor = TanhGaussianActor(
+                obs_dim, act_dim, config.actor_hiddens, config.actor_activation, config.orthogonal_init
+            ).to(self.device, self.dtype)
+            self.critics = CriticEnsemble(
+                obs_dim,
+                act_dim,
+                config.critic_hiddens,
+                config.num_critics,
+                config.critic_activation,
+                config.orthogonal_init,
+                config.critic_layer_norm,
+            ).to(self.device, self.dtype)
+        if config.precision == "bfloat16":
+            self.critics.compute_dtype = torch.bfloat16
+        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        self.log_alpha = self._scalar(math.log(config.initial_alpha)).requires_grad_(config.learn_alpha)
+        self.log_alpha_prime = self._scalar(math.log(config.initial_alpha_prime))
+        self.log_alpha_prime.requires_grad_(config.lagrangian)
+        target_entropy = config.target_entropy
+        self.target_entropy = -float(act_dim) if target_entropy is None else target_entropy
+        self.obs_mean = torch.zeros(obs_dim, device=self.device, dtype=self.dtype)
+        self.obs_std = torch.ones(obs_dim, device=self.device, dtype=self.dtype)
+        groups = [
+            {"params": list(self.actor.parameters()), "lr": config.actor_lr},
+            {"params": list(self.critics.parameters()), "lr": config.critic_lr},
+            {"params": [self.log_alpha], "lr": config.alpha_lr},
+            {"params": [self.log_alpha_prime], "lr": config.lagrangian_lr},
+        ]
+        self.optimizer = torch.optim.Adam(groups, fused=True)
+
+    def _scalar(self, value: float) -> Tensor:
+        return torch.tensor(value, device=self.device, dtype=self.dtype)
+
+    # ---- what holds in the current phase
+
+    @property
+    def min_q_weight(self) -> float:
+        """Weight of the conservative term in the current phase; 0 leaves plain SAC."""
+        online = self.config.min_q_weight_online
+        return online if self.online and online is not None else self.config.min_q_weight
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the policy's actions are bounded by the reference value in the current phase."""
+        return self.config.calibrate and (self.config.calibrate_online or not self.online)
+
+    def alpha(self) -> Tensor:
+        """Entropy temperature, a scalar without gradient."""
+        return self.log_alpha.detach().exp() * self.config.alpha_multiplier
+
+    def alpha_prime(self) -> Tensor:
+        """Lagrange multiplier, a scalar."""
+        return self.log_alpha_prime.exp().clamp(0.0, 1e6)
+
+    # ---- acting
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Actions (B, A) in [-1, 1] and their log-probabilities (B,): deterministic, or sampled with `noise`."""
+        policy = self.actor(self.normalize(observations))
+        return policy.sample(torch.zeros_like(policy.mean) if noise is None else noise)
+
+    def normalize(self, observations: Tensor) -> Tensor:
+        """Observations (B, obs_dim) less the mean, over the standard deviation (identity by default)."""
+        return (observations - self.obs_mean) / self.obs_std
+
+    # ---- learning
+
+    def draw_noise(self, batch_size: int) -> Noise:
+        """Fresh noise for one step from the update's own generator."""
+        config, act_dim = self.config, self.act_dim
+        num_target = config.num_target_actions if config.max_target_backup else 1
+        counts = [1, num_target, config.num_actions, config.num_actions]
+        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "generator": self.generator}
+        normal = torch.randn(batch_size, sum(counts), act_dim, **options)
+        actor, target, current, after = normal.split(counts, dim=1)
+        random = torch.rand(batch_size, config.num_actions, act_dim, **options).mul_(2.0).sub_(1.0)
+        subset = None
+        if config.num_target_critics not in (None, config.num_critics):
+            order = torch.randperm(config.num_critics, device=self.device, generator=self.generator)
+            subset = order[: config.num_target_critics]
+        return Noise(actor.squeeze(1), target, current, after, random, subset)
+
+    def step(self, batch: Batch, noise: Noise | None = None) -> dict[str, Tensor]:
+        """One update from a batch.
+
+        Args:
+            batch: float tensors `observations`, `next_observations` (B, obs_dim), `actions` (B, A) in [-1, 1],
+                `rewards`, `dones`, `mc_returns` (B,).
+            noise: the step's randomness; drawn where None.
+
+        Returns:
+            The step's figures as 0-dim tensors on the device (nothing here waits for it), all measured at the
+            parameters before the update.
+        """
+        noise = self.draw_noise(len(batch["rewards"])) if noise is None else noise
+        actor, critic = self.gradients(batch, noise)
+        self.optimizer.step()
+        self.num_updates += 1
+        if self.num_updates % self.config.target_network_update_freq == 0:
+            self.update_targets(self.config.tau)
+        return self._metrics(batch, actor, critic)
+
+    def gradients(self, batch: Batch, noise: Noise) -> tuple[ActorValues, CriticValues]:
+        """Fills every parameter's `.grad` at the present parameters; returns what the losses were made of."""
+        observations = self.normalize(batch["observations"])
+        policy = self.actor(observations)
+        with torch.no_grad():
+            next_observations = self.normalize(batch["next_observations"])
+            next_policy = self.actor(next_observations)
+            current_policy = TanhGaussian(policy.mean.detach(), policy.log_std.detach())
+        actor = self.actor_losses(observations, policy, batch["actions"], noise)
+        self._backward(actor.actor_loss, list(self.actor.parameters()))
+        if actor.temperature_loss is not None:
+            self._backward(actor.temperature_loss, [self.log_alpha])
+        critic = self.critic_losses(batch, observations, next_observations, current_policy, next_policy, noise)
+        self._backward(critic.critic_losses.sum(), list(self.critics.parameters()))
+        self.log_alpha_prime.grad = None
+        if self.config.lagrangian and critic.gaps is not None:
+            dual_loss = self.lagrange_loss(critic.gaps)
+            self._backward(dual_loss, [self.log_alpha_prime])
+        return actor, critic
+
+    def lagrange_loss(self, gaps: Tensor) -> Tensor:
+        """The multiplier's loss at the present multiplier; a scalar."""
+        return losses.lagrange_loss(self.alpha_prime(), gaps, self.min_q_weight, self.config.lagrangian_thresh)
+
+    def actor_losses(
+        self, observations: Tensor, policy: TanhGaussian, data_actions: Tensor, noise: Noise
+    ) -> ActorValues:
+        """The actor's and the temperature's loss, from one shared action per state."""
+        alpha = self.alpha()
+        if self.num_updates < self.config.bc_iters:
+            _, log_probs = TanhGaussian(policy.mean.detach(), policy.log_std).sample(noise.actor)
+            loss = losses.behavior_cloning_loss(alpha, log_probs, policy.mode, data_actions)
+        else:
+            actions, log_probs = policy.sample(noise.actor)
+            q_policy = self.critics(observations, actions.unsqueeze(1)).squeeze(-1)
+            loss = losses.actor_loss(alpha, log_probs, q_policy)
+        temperature_loss = None
+        if self.config.learn_alpha:
+            temperature_loss = losses.temperature_loss(self.log_alpha, log_probs, self.target_entropy)
+        return ActorValues(loss, temperature_loss, log_probs.detach())
+
+    def critic_losses(
+        self,
+        batch: Batch,
+        observations: Tensor,
+        next_observations: Tensor,
+        policy: TanhGaussian,
+        next_policy: TanhGaussian,
+        noise: Noise,
+    ) -> CriticValues:
+        """Every critic's loss (golden README: `L_Q = Bellman + conservative`); policies carry no gradient."""
+        config = self.config
+        with torch.no_grad():
+            target_actions, target_log_probs = next_policy.sample(noise.target)
+            next_q = self.target_critics(next_observations, target_actions, noise.target_critics)
+            entropy_alpha = None if config.deterministic_backup else self.alpha()
+            next_value = losses.next_state_value(next_q, target_log_probs, entropy_alpha)
+            target = losses.td_target(batch["rewards"], batch["dones"], next_value, config.gamma)
+            conservative = self.min_q_weight > 0.0
+            actions = batch["actions"].unsqueeze(1)
+            if conservative:
+                current_actions, log_probs_current = policy.sample(noise.current)
+                next_actions, log_probs_next = next_policy.sample(noise.next)
+                actions = torch.cat([actions, noise.random, current_actions, next_actions], dim=1)
+
+        q_values = self.critics(observations, actions)  # (E, B, 1) or (E, B, 1 + 3N), all at the current state
+        if not conservative:
+            q_data = q_values.squeeze(-1)
+            bellman = losses.bellman_loss(q_data, target)
+            return CriticValues(bellman, bellman.detach(), target, next_value, q_data.detach())
+
+        n = config.num_actions
+        data_column, q_random, q_current, q_next = q_values.split([1, n, n, n], dim=-1)
+        q_data = data_column.squeeze(-1)
+        bellman = losses.bellman_loss(q_data, target)
+        bound_current, bound_next = q_current, q_next
+        if self.calibrated:
+            bound_current = losses.calibrate(q_current, batch["mc_returns"])
+            bound_next = losses.calibrate(q_next, batch["mc_returns"])
+        gaps = losses.conservative_gap(
+            q_data,
+            q_random,
+            bound_current,
+            bound_next,
+            log_probs_current,
+            log_probs_next,
+            self.act_dim,
+            config.temperature,
+            config.importance_sampling,
+            config.clip_diff_min,
+            config.clip_diff_max,
+        )
+        penalty = self.min_q_weight * gaps
+        if config.lagrangian:
+            penalty = self.alpha_prime().detach() * self.min_q_weight * (gaps - config.lagrangian_thresh)
+        return CriticValues(
+            bellman + penalty,
+            bellman.detach(),
+            target,
+            next_value,
+            q_data.detach(),
+            gaps.detach(),
+            q_random.detach(),
+            q_current.detach(),
+            q_next.detach(),
+            log_probs_current,
+            log_probs_next,
+        )
+
+    @staticmethod
+    def _backward(loss: Tensor, parameters: list[Tensor]) -> None:
+        # Asking for these gradients alone keeps autograd from building any other.
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient
+
+    @torch.no_grad()
+    def update_targets(self, tau: float) -> None:
+        """target <- tau * critic + (1 - tau) * target; `tau=1` copies."""
+        targets, critics = list(self.target_critics.parameters()), list(self.critics.parameters())
+        torch._foreach_lerp_(targets, critics, tau)
+
+    @torch.no_grad()
+    def _metrics(self, batch: Batch, actor: ActorValues, critic: CriticValues) -> dict[str, Tensor]:
+        returns = batch["mc_returns"]
+        known = returns.isfinite()
+        metrics = {
+            "actor_loss": actor.actor_loss.detach(),
+            "critic_loss": critic.critic_losses.detach().mean(),
+            "bellman_loss": critic.bellman_losses.mean(),
+            "q_data_mean": critic.q_data.mean(),
+            "mc_return_mean": returns.where(known, 0.0).sum() / known.sum(),
+            "alpha": self.alpha(),
+            "entropy": -actor.log_probs.mean(),
+        }
+        if critic.gaps is not None and critic.q_current is not None and critic.q_next is not None:
+            bound = returns.unsqueeze(-1)
+            held = (critic.q_current < bound).to(self.dtype).mean() + (critic.q_next < bound).to(self.dtype).mean()
+            metrics["bound_rate"] = held / 2.0
+            metrics["q_policy_mean"] = (critic.q_current.mean() + critic.q_next.mean()) / 2.0
+            metrics["conservative_gap"] = critic.gaps.mean()
+        if self.config.lagrangian:
+            metrics["alpha_prime"] = self.alpha_prime().detach()
+        return metrics
+
+    # ---- state
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name in ("actor", "critics", "target_critics"):
+            for key, tensor in getattr(self, name).state_dict().items():
+                yield f"{name}.{key}", tensor
+        for name in ("log_alpha", "log_alpha_prime", "obs_mean", "obs_std"):
+            yield name, getattr(self, name).detach()
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Every network, temperature and the normaliser as numpy copies, by name."""
+        return {name: tensor.cpu().numpy().copy() for name, tensor in self._tensors()}
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Takes over `weights`; names that are absent keep their values.
+
+        Raises:
+            KeyError: a name this update does not have. ValueError: a shape that differs.
+        """
+        own = dict(self._tensors())
+        for name, array in weights.items():
+            if name not in own:
+                raise KeyError(f"no parameter named {name!r}; this update has {sorted(own)}")
+            if own[name].shape != array.shape:
+                raise ValueError(f"{name} is {tuple(own[name].shape)} here but {array.shape} in the weights")
+            own[name].copy_(torch.as_tensor(array))
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything needed to go on bit-equal: weights, optimiser, counters and the noise generator."""
+        optimizer = self.optimizer.state_dict()["state"]
+        return {
+            "weights": self.weights(),
+            "optimizer": {i: {k: v.cpu().numpy().copy() for k, v in s.items()} for i, s in optimizer.items()},
+            "num_updates": self.num_updates,
+            "online": self.online,
+            "generator": self.generator.get_state().numpy().copy(),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Takes over a state made by `get_state`."""
+        self.load_weights(state["weights"])
+        layout = self.optimizer.state_dict()
+        layout["state"] = {
+            i: {k: torch.from_numpy(np.array(v)) for k, v in s.items()} for i, s in state["optimizer"].items()
+        }
+        self.optimizer.load_state_dict(layout)
+        self.num_updates, self.online = int(state["num_updates"]), bool(state["online"])
+        self.generator.set_state(torch.from_numpy(np.array(state["generator"])))

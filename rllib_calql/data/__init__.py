@@ -1,0 +1,22 @@
+"""Datasets, returns and replay: numpy only, no Ray."""
+
+from rllib_calql.data.errors import DatasetError, DatasetWarning
+from rllib_calql.data.prepare import Preparation, check_fits
+from rllib_calql.data.replay import EpisodeStore, MixedReplay, check_mixing_ratio
+from rllib_calql.data.returns import return_to_go
+from rllib_calql.data.sources import open_dataset
+from rllib_calql.data.transitions import Batch, Transitions
+
+__all__ = [
+    "Batch",
+    "DatasetError",
+    "DatasetWarning",
+    "EpisodeStore",
+    "MixedReplay",
+    "Preparation",
+    "Transitions",
+    "check_fits",
+    "check_mixing_ratio",
+    "open_dataset",
+    "return_to_go",
+]

@@ -1,0 +1,121 @@
+"""What is done to logged rows before they train: the same for offline data and online episodes."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Box
+
+from rllib_calql.data.errors import DatasetError, DatasetWarning
+from rllib_calql.data.returns import Truncation, check_return_settings, return_to_go
+from rllib_calql.data.transitions import Transitions
+
+
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """Scales rewards, normalises and clips actions, adds returns-to-go.
+
+    `rewards <- rewards * reward_scale + reward_bias`; actions are mapped from `[action_low, action_high]` to [-1, 1]
+    and clipped to +-`clip_action` (tanh never reaches 1, and atanh(1) is infinite).
+
+    Raises:
+        ValueError: settings out of range or that do not fit each other.
+    """
+
+    gamma: float = 0.99
+    reward_scale: float = 1.0
+    reward_bias: float = 0.0
+    sparse_failure_reward: float | None = None  # environment's reward of a failed step (AntMaze 0, Adroit binary -1)
+    truncation: Truncation = "stop"
+    clip_action: float = 0.99999
+    action_low: np.ndarray | None = None  # (act_dim,) bounds of the environment's Box;
+    action_high: np.ndarray | None = None  # without them actions are already in [-1, 1]
+
+    def __post_init__(self) -> None:
+        check_return_settings(self.gamma, self.truncation, self.sparse_failure_reward)
+        if self.truncation == "bootstrap":
+            raise ValueError(
+                "truncation='bootstrap' needs a value estimate for each truncated end, and none is known when data "
+                "are prepared: use 'stop', 'infinite' or 'drop'"
+            )
+        if not 0.0 < self.clip_action < 1.0:
+            raise ValueError(f"clip_action must be inside (0, 1), not {self.clip_action}")
+        if not np.isfinite([self.reward_scale, self.reward_bias]).all():
+            raise ValueError(f"reward_scale {self.reward_scale} and reward_bias {self.reward_bias} must be finite")
+        if (self.action_low is None) != (self.action_high is None):
+            raise ValueError("give both action_low and action_high, or neither")
+        if self.action_low is not None and self.action_high is not None:
+            low, high = np.asarray(self.action_low), np.asarray(self.action_high)
+            if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+                raise ValueError(f"action bounds must be finite, low below high, not {low} and {high}")
+
+    def __call__(self, raw: Transitions) -> Transitions:
+        """Raw rows in the environment's units -> rows that train.
+
+        Raises:
+            DatasetError: actions and bounds have different dimensions.
+
+        Warns:
+            DatasetWarning: counts actions outside the bounds (by more than 1e-6 of half the range); they are clipped.
+        """
+        rewards = self._scaled(raw.rewards)
+        failure = None if self.sparse_failure_reward is None else self._scaled(self.sparse_failure_reward)
+        return replace(
+            raw,
+            rewards=rewards.astype(np.float32),
+            actions=self._normalised(raw.actions),
+            mc_returns=return_to_go(
+                rewards,
+                raw.terminated,
+                raw.truncated,
+                self.gamma,
+                truncation=self.truncation,
+                sparse_failure_reward=None if failure is None else float(failure),
+            ),
+        )
+
+    def _scaled(self, rewards: np.ndarray | float) -> np.ndarray:
+        return np.asarray(rewards, dtype=np.float64) * self.reward_scale + self.reward_bias
+
+    def _normalised(self, actions: np.ndarray) -> np.ndarray:
+        scaled = actions
+        if self.action_low is not None and self.action_high is not None:
+            low = np.asarray(self.action_low, dtype=np.float64)
+            high = np.asarray(self.action_high, dtype=np.float64)
+            if low.shape != actions.shape[1:] or high.shape != actions.shape[1:]:
+                raise DatasetError(f"actions have {actions.shape[1]} numbers, the bounds {low.shape} and {high.shape}")
+            scaled = 2.0 * (actions - low) / (high - low) - 1.0
+        outside = (np.abs(scaled) > 1.0 + 1e-6).any(axis=1)
+        if outside.any():
+            row, column = np.unravel_index(np.abs(scaled).argmax(), scaled.shape)
+            warnings.warn(
+                f"{int(outside.sum())} of {len(actions)} rows have actions outside the bounds, the worst being "
+                f"{actions[row, column]:g} (row {row}, action number {column}); they were clipped to the bounds",
+                DatasetWarning,
+                stacklevel=3,
+            )
+        return np.clip(scaled, -self.clip_action, self.clip_action).astype(np.float32)
+
+
+def check_fits(data: Transitions, observation_space: Any, action_space: Any) -> None:
+    """Checks that a dataset and an environment speak of the same things.
+
+    Raises:
+        DatasetError: a space is not a flat Box, action bounds are not finite, or dimensions differ from the data's.
+    """
+    for name, space, dim in (
+        ("observation", observation_space, data.obs_dim),
+        ("action", action_space, data.act_dim),
+    ):
+        if not isinstance(space, Box) or len(space.shape) != 1:
+            raise DatasetError(f"the environment's {name} space must be a flat Box (one axis), not {space}")
+        if space.shape[0] != dim:
+            raise DatasetError(
+                f"the dataset's {name}s have {dim} numbers, the environment's {space.shape[0]}: dataset and "
+                "environment do not belong together"
+            )
+    if not action_space.is_bounded():
+        raise DatasetError(f"the environment's action space must have finite bounds, not {action_space}")

@@ -1,0 +1,127 @@
+"""`pointmaze://NAME`: small PointMaze datasets, made on first use by scripted walkers in real MuJoCo, and cached.
+
+Walkers follow the shortest way through the maze's cells with a velocity controller and Gaussian action noise. A
+`Recipe` says which walkers, how many rows, and the seed; the same recipe gives the same rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rllib_calql.data.errors import DatasetError
+from rllib_calql.data.transitions import Transitions
+
+# Change of velocity (m/s) that a full action gives in one step of PointMaze: 100 N on 4.19 kg for 0.01 s.
+_FULL_ACTION = 0.239
+
+
+@dataclass(frozen=True)
+class Walker:
+    """How the episodes of one kind are walked.
+
+    Attributes:
+        share: of the dataset's episodes.
+        noise: standard deviation of the Gaussian added to each action, which is then clipped to [-1, 1].
+        speed: wanted speed towards the next cell, m/s.
+        wanders: heads for random cells, one after another, instead of the goal.
+        starts_anywhere: starts in a random free cell instead of the start cell.
+    """
+
+    share: float
+    noise: float
+    speed: float = 2.0
+    wanders: bool = False
+    starts_anywhere: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named dataset: what is walked where. `env` are arguments of the registered environment."""
+
+    env_id: str
+    walkers: tuple[Walker, ...]
+    num_rows: int
+    env: tuple[tuple[str, Any], ...] = ()
+    seed: int = 0
+
+
+RECIPES: dict[str, Recipe] = {
+    "umaze-expert": Recipe("rllib_calql/PointMaze-UMaze-v3", (Walker(1.0, noise=0.1),), num_rows=20_000),
+}
+
+
+def load(name: str, *, cache_dir: str | Path | None = None) -> Transitions:
+    """The named dataset as raw rows: reward 1 at the goal (terminated), else 0; time-outs keep their last observation.
+
+    Args:
+        name: one of `RECIPES`.
+        cache_dir: where the .npz file is kept; by default `$RLLIB_CALQL_CACHE`, else `~/.cache/rllib_calql`.
+
+    Raises:
+        DatasetError: there is no such recipe.
+        ImportError: gymnasium-robotics is missing (extra `robotics`).
+    """
+    if name not in RECIPES:
+        raise DatasetError(f"unknown dataset pointmaze://{name}; there are {', '.join(RECIPES)}")
+    recipe = RECIPES[name]
+    folder = Path(cache_dir or os.environ.get("RLLIB_CALQL_CACHE") or Path.home() / ".cache" / "rllib_calql")
+    # The recipe is part of the name: a changed recipe never meets an old file.
+    path = folder / f"pointmaze-{name}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}.npz"
+    if not path.exists():
+        _save(path, generate(recipe))
+    with np.load(path, allow_pickle=False) as columns:
+        return Transitions(**columns)
+
+
+def generate(recipe: Recipe) -> Transitions:
+    """Walks whole episodes until there are at least `num_rows` rows."""
+    import gymnasium as gym
+
+    from rllib_calql.envs import register
+
+    register()
+    rng = np.random.default_rng(recipe.seed)
+    env = gym.make(recipe.env_id, **dict(recipe.env))
+    env.reset(seed=recipe.seed)
+    shares = np.array([walker.share for walker in recipe.walkers])
+    episodes: list[Transitions] = []
+    while sum(map(len, episodes)) < recipe.num_rows:
+        walker = recipe.walkers[rng.choice(len(shares), p=shares / shares.sum())]
+        episodes.append(_walk(env, walker, rng))
+    env.close()
+    return Transitions.concatenate(episodes)
+
+
+def _walk(env: Any, walker: Walker, rng: np.random.Generator) -> Transitions:
+    """One episode."""
+    layout = env.unwrapped.layout
+    free = np.argwhere(~layout.walls)
+    start = free[rng.integers(len(free))] if walker.starts_anywhere else layout.start
+    observation, _ = env.reset(options={"start_cell": start})
+    observations, actions, rewards = [observation], [], []
+    targets = _targets(layout, env.unwrapped.goal, None if walker.wanders is False else rng)
+    way = next(targets)
+    terminated = truncated = False
+    while not (terminated or truncated):
+        position, velocity = observation[:2], observation[2:]
+        if np.linalg.norm(way.end - position) < 0.3:
+            way = next(targets)
+        wanted = way.next_point(position) - position
+        wanted *= walker.speed / max(np.linalg.norm(wanted), 0.1)
+        action = (wanted - velocity) / _FULL_ACTION + walker.noise * rng.standard_normal(2)
+        action = np.clip(action, -1.0, 1.0).astype(np.float32)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        observations.append(observation)
+        actions.append(action)
+        rewards.append(reward)
+    return Transitions.from_episode(
+        np.stack(observations), np.stack(actions), np.array(rewards, np.float32), terminated
+    )
