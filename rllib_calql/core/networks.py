@@ -166,16 +166,17 @@ class CriticEnsemble(nn.Module):
         action_part = torch.bmm(_per_member(flat_actions, first), first[:, self.obs_dim :])
         width = first.shape[-1]
         hidden = action_part.view(-1, batch, num_actions, width) + state_part.unsqueeze(2)
-        hidden = hidden.view(-1, batch * num_actions, width)
         for layer in range(1, len(self.weights)):
-            hidden = self._activate(hidden, layer - 1, select)
+            # Activated before any reshaping: an in-place operation on a view would make autograd copy it.
+            hidden = self._activate(hidden, layer - 1, select).view(-1, batch * num_actions, hidden.shape[-1])
             hidden = torch.baddbmm(select(self.biases[layer]), hidden, select(self.weights[layer]))
         return hidden.view(-1, batch, num_actions).to(self.weights[0].dtype)
 
     def _activate(self, hidden: Tensor, layer: int, select: Callable[[Tensor], Tensor]) -> Tensor:
         if len(self.norm_scales):
-            hidden = F.layer_norm(hidden, hidden.shape[-1:])
-            hidden = hidden * select(self.norm_scales[layer]) + select(self.norm_offsets[layer])
+            shape = (-1, *(1,) * (hidden.dim() - 2), hidden.shape[-1])  # per member, for every row
+            scale, offset = select(self.norm_scales[layer]), select(self.norm_offsets[layer])
+            hidden = F.layer_norm(hidden, hidden.shape[-1:]) * scale.view(shape) + offset.view(shape)
         if self.activation is F.relu:  # in place: the products around it never need its input
             return F.relu_(hidden)
         return self.activation(hidden)

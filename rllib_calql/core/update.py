@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -231,6 +231,27 @@ class CalQLUpdate:
             self.update_targets(self.config.tau)
         return self._metrics(batch, actor, critic)
 
+    def run(self, sample: Callable[[], Mapping[str, np.ndarray]], num_updates: int) -> dict[str, float]:
+        """`num_updates` steps from batches of numpy arrays; the means of their figures.
+
+        The figures stay on the device until the end: no step waits for another's result.
+        """
+        total: Tensor | None = None
+        names: list[str] = []
+        for _ in range(num_updates):
+            metrics = self.step(self.to_tensors(sample()))
+            if list(metrics) != names:  # the first step, or the phase changed what there is to report
+                names, total = list(metrics), None
+            figures = torch.stack(list(metrics.values()))
+            total = figures if total is None else total.add_(figures)
+        if total is None:
+            return {}
+        return dict(zip(names, (total / num_updates).tolist(), strict=True))
+
+    def to_tensors(self, batch: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """A batch of numpy arrays on the update's device and in its precision."""
+        return {name: torch.as_tensor(array, dtype=self.dtype, device=self.device) for name, array in batch.items()}
+
     def gradients(self, batch: Batch, noise: Noise) -> tuple[ActorValues, CriticValues]:
         """Fills every parameter's `.grad` at the present parameters; returns what the losses were made of."""
         observations = self.normalize(batch["observations"])
@@ -401,7 +422,7 @@ class CalQLUpdate:
                 raise KeyError(f"no parameter named {name!r}; this update has {sorted(own)}")
             if own[name].shape != array.shape:
                 raise ValueError(f"{name} is {tuple(own[name].shape)} here but {array.shape} in the weights")
-            own[name].copy_(torch.as_tensor(array))
+            own[name].copy_(torch.tensor(array))
 
     def get_state(self) -> dict[str, Any]:
         """Everything needed to go on bit-equal: weights, optimiser, counters and the noise generator."""

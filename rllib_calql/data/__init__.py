@@ -1,7 +1,7 @@
 """Datasets, returns and replay: numpy only, no Ray."""
 
 from rllib_calql.data.errors import DatasetError, DatasetWarning
-from rllib_calql.data.prepare import Preparation, check_fits
+from rllib_calql.data.prepare import Preparation, check_fits, require_flat_box
 from rllib_calql.data.replay import EpisodeStore, MixedReplay, check_mixing_ratio
 from rllib_calql.data.returns import return_to_go
 from rllib_calql.data.sources import open_dataset
@@ -18,5 +18,6 @@ __all__ = [
     "check_fits",
     "check_mixing_ratio",
     "open_dataset",
+    "require_flat_box",
     "return_to_go",
 ]

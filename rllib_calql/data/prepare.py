@@ -18,8 +18,8 @@ from rllib_calql.data.transitions import Transitions
 class Preparation:
     """Scales rewards, normalises and clips actions, adds returns-to-go.
 
-    `rewards <- rewards * reward_scale + reward_bias`; actions are mapped from `[action_low, action_high]` to [-1, 1]
-    and clipped to +-`clip_action` (tanh never reaches 1, and atanh(1) is infinite).
+    `rewards <- rewards * reward_scale + reward_bias`; actions are mapped from `[action_low, action_high]` to
+    [-1, 1] and clipped to +-`clip_action` (tanh never reaches 1, and atanh(1) is infinite).
 
     Raises:
         ValueError: settings out of range or that do not fit each other.
@@ -28,7 +28,9 @@ class Preparation:
     gamma: float = 0.99
     reward_scale: float = 1.0
     reward_bias: float = 0.0
-    sparse_failure_reward: float | None = None  # environment's reward of a failed step (AntMaze 0, Adroit binary -1)
+    sparse_failure_reward: float | None = (
+        None  # environment's reward of a failed step (AntMaze 0, Adroit binary -1)
+    )
     truncation: Truncation = "stop"
     clip_action: float = 0.99999
     action_low: np.ndarray | None = None  # (act_dim,) bounds of the environment's Box;
@@ -38,13 +40,15 @@ class Preparation:
         check_return_settings(self.gamma, self.truncation, self.sparse_failure_reward)
         if self.truncation == "bootstrap":
             raise ValueError(
-                "truncation='bootstrap' needs a value estimate for each truncated end, and none is known when data "
-                "are prepared: use 'stop', 'infinite' or 'drop'"
+                "truncation='bootstrap' needs a value estimate for each truncated end, and none is known "
+                "when data are prepared: use 'stop', 'infinite' or 'drop'"
             )
         if not 0.0 < self.clip_action < 1.0:
             raise ValueError(f"clip_action must be inside (0, 1), not {self.clip_action}")
         if not np.isfinite([self.reward_scale, self.reward_bias]).all():
-            raise ValueError(f"reward_scale {self.reward_scale} and reward_bias {self.reward_bias} must be finite")
+            raise ValueError(
+                f"reward_scale {self.reward_scale} and reward_bias {self.reward_bias} must be finite"
+            )
         if (self.action_low is None) != (self.action_high is None):
             raise ValueError("give both action_low and action_high, or neither")
         if self.action_low is not None and self.action_high is not None:
@@ -59,7 +63,8 @@ class Preparation:
             DatasetError: actions and bounds have different dimensions.
 
         Warns:
-            DatasetWarning: counts actions outside the bounds (by more than 1e-6 of half the range); they are clipped.
+            DatasetWarning: counts actions outside the bounds (by more than 1e-6 of half the range); they are
+                clipped.
         """
         rewards = self._scaled(raw.rewards)
         failure = None if self.sparse_failure_reward is None else self._scaled(self.sparse_failure_reward)
@@ -86,36 +91,46 @@ class Preparation:
             low = np.asarray(self.action_low, dtype=np.float64)
             high = np.asarray(self.action_high, dtype=np.float64)
             if low.shape != actions.shape[1:] or high.shape != actions.shape[1:]:
-                raise DatasetError(f"actions have {actions.shape[1]} numbers, the bounds {low.shape} and {high.shape}")
+                raise DatasetError(
+                    f"actions have {actions.shape[1]} numbers, the bounds {low.shape} and {high.shape}"
+                )
             scaled = 2.0 * (actions - low) / (high - low) - 1.0
         outside = (np.abs(scaled) > 1.0 + 1e-6).any(axis=1)
         if outside.any():
             row, column = np.unravel_index(np.abs(scaled).argmax(), scaled.shape)
             warnings.warn(
-                f"{int(outside.sum())} of {len(actions)} rows have actions outside the bounds, the worst being "
-                f"{actions[row, column]:g} (row {row}, action number {column}); they were clipped to the bounds",
+                f"{int(outside.sum())} of {len(actions)} rows have actions outside the bounds, the worst "
+                f"being {actions[row, column]:g} (row {row}, action number {column}); they were clipped to "
+                "the bounds",
                 DatasetWarning,
                 stacklevel=3,
             )
         return np.clip(scaled, -self.clip_action, self.clip_action).astype(np.float32)
 
 
+def require_flat_box(observation_space: Any, action_space: Any) -> None:
+    """Refuses (DatasetError) spaces other than one-axis Boxes, and unbounded actions."""
+    for name, space in (("observation", observation_space), ("action", action_space)):
+        if not isinstance(space, Box) or len(space.shape) != 1:
+            raise DatasetError(f"the environment's {name} space must be a flat Box (one axis), not {space}")
+    if not action_space.is_bounded():
+        raise DatasetError(f"the environment's action space must have finite bounds, not {action_space}")
+
+
 def check_fits(data: Transitions, observation_space: Any, action_space: Any) -> None:
     """Checks that a dataset and an environment speak of the same things.
 
     Raises:
-        DatasetError: a space is not a flat Box, action bounds are not finite, or dimensions differ from the data's.
+        DatasetError: a space is not a flat Box, action bounds are not finite, or dimensions differ from the
+            data's.
     """
+    require_flat_box(observation_space, action_space)
     for name, space, dim in (
         ("observation", observation_space, data.obs_dim),
         ("action", action_space, data.act_dim),
     ):
-        if not isinstance(space, Box) or len(space.shape) != 1:
-            raise DatasetError(f"the environment's {name} space must be a flat Box (one axis), not {space}")
         if space.shape[0] != dim:
             raise DatasetError(
                 f"the dataset's {name}s have {dim} numbers, the environment's {space.shape[0]}: dataset and "
                 "environment do not belong together"
             )
-    if not action_space.is_bounded():
-        raise DatasetError(f"the environment's action space must have finite bounds, not {action_space}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,7 +16,9 @@ class _Window:
 
     def __init__(self, size: int, shapes: Mapping[str, tuple[tuple[int, ...], type]]) -> None:
         # np.empty leaves pages untouched, so unused capacity costs no memory
-        self._columns = {name: np.empty((size, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+        self._columns: dict[str, np.ndarray] = {
+            name: np.empty((size, *shape), dtype) for name, (shape, dtype) in shapes.items()
+        }
         self._size = size
         self._head = self._tail = 0
 
@@ -27,7 +29,7 @@ class _Window:
         self._head += count
 
     def append(self, columns: Mapping[str, np.ndarray]) -> None:
-        count = len(next(iter(columns.values())))
+        count = len(columns[next(iter(self._columns))])
         if self._tail + count > self._size:
             live = self.view()
             for name, column in self._columns.items():
@@ -44,8 +46,8 @@ class _Window:
 class EpisodeStore:
     """Whole online episodes, first in first out, at most `capacity` rows.
 
-    Live rows are always one contiguous window of preallocated columns (a quarter larger than `capacity`); evicting
-    moves the window's head, and reaching the end moves the window to the front.
+    Live rows are always one contiguous window of preallocated columns (a quarter larger than `capacity`);
+    evicting moves the window's head, and reaching the end moves the window to the front.
     """
 
     def __init__(self, capacity: int, obs_dim: int, act_dim: int) -> None:
@@ -83,7 +85,9 @@ class EpisodeStore:
             ValueError: no `mc_returns`, other dimensions, or longer than the capacity.
         """
         if episode.mc_returns is None:
-            raise ValueError("an episode needs mc_returns to enter the replay: pass it through a Preparation first")
+            raise ValueError(
+                "an episode needs mc_returns to enter the replay: pass it through a Preparation first"
+            )
         if (episode.obs_dim, episode.act_dim) != (self.obs_dim, self.act_dim):
             raise ValueError(
                 f"the episode has {episode.obs_dim} observation and {episode.act_dim} action numbers, "
@@ -91,7 +95,8 @@ class EpisodeStore:
             )
         if len(episode) > self.capacity:
             raise ValueError(
-                f"an episode of {len(episode)} rows does not fit a replay capacity of {self.capacity}: enlarge it"
+                f"an episode of {len(episode)} rows does not fit a replay capacity of {self.capacity}: "
+                "enlarge it"
             )
         self._evict(len(self._rows) + len(episode) - self.capacity)
         self._rows.append(vars(episode))
@@ -134,7 +139,8 @@ class EpisodeStore:
         columns = state["columns"]
         if len(columns["rewards"]) > self.capacity:
             raise ValueError(
-                f"the saved replay holds {len(columns['rewards'])} rows, more than this capacity of {self.capacity}"
+                f"the saved replay holds {len(columns['rewards'])} rows, more than this capacity of "
+                f"{self.capacity}"
             )
         shape = (columns["observations"].shape[1], columns["actions"].shape[1])
         if shape != (self.obs_dim, self.act_dim):
@@ -153,8 +159,8 @@ class EpisodeStore:
 class MixedReplay:
     """Draws batches from fixed offline rows and a growing store of online episodes, with replacement.
 
-    `mixing_ratio` is the share of offline rows in an online batch: a number in [0, 1]; -1 for the offline rows' share
-    of all rows ever seen, `N_offline / (N_offline + online rows ever added)`; or a schedule
+    `mixing_ratio` is the share of offline rows in an online batch: a number in [0, 1]; -1 for the offline
+    rows' share of all rows ever seen, `N_offline / (N_offline + online rows ever added)`; or a schedule
     `[[env_steps, ratio], ...]`, linear between its points and constant outside.
     """
 
@@ -172,8 +178,8 @@ class MixedReplay:
                 raise ValueError("the offline rows need mc_returns: pass them through a Preparation first")
             if (offline.obs_dim, offline.act_dim) != (obs_dim, act_dim):
                 raise ValueError(
-                    f"the offline rows have {offline.obs_dim} observation and {offline.act_dim} action numbers, "
-                    f"not {obs_dim} and {act_dim}"
+                    f"the offline rows have {offline.obs_dim} observation and {offline.act_dim} action "
+                    f"numbers, not {obs_dim} and {act_dim}"
                 )
         check_mixing_ratio(mixing_ratio)
         self.offline = offline
@@ -188,19 +194,19 @@ class MixedReplay:
     def offline_share(self) -> float:
         """The share of offline rows in force now."""
         added = self.online.num_rows_added
-        if not isinstance(self.mixing_ratio, (int, float)):
+        if not _is_number(self.mixing_ratio):
             steps, ratios = np.asarray(self.mixing_ratio, dtype=np.float64).T
             return float(np.interp(added, steps, ratios))
         if self.mixing_ratio == -1:
             offline = 0 if self.offline is None else len(self.offline)
             return offline / (offline + added) if offline + added else 1.0
-        return float(self.mixing_ratio)
+        return float(cast(float, self.mixing_ratio))
 
     def sample(self, batch_size: int, *, online: bool) -> Batch:
         """A batch of `batch_size` rows, uniformly with replacement.
 
-        `online=False`: offline rows only. `online=True`: exactly `floor(ratio * batch_size)` offline rows first, then
-        online ones. Where one side has no rows, all come from the other.
+        `online=False`: offline rows only. `online=True`: exactly `floor(ratio * batch_size)` offline rows
+        first, then online ones. Where one side has no rows, all come from the other.
 
         Raises:
             ValueError: there are no rows at all, or `batch_size` is below 1.
@@ -209,18 +215,21 @@ class MixedReplay:
             raise ValueError(f"a batch needs at least 1 row, not {batch_size}")
         old, new = self.offline, self.online.rows
         if old is None and new is None:
-            raise ValueError("nothing to sample from: there is neither an offline dataset nor an online episode yet")
-        num_old = math.floor(self.offline_share() * batch_size) if online else batch_size
-        if new is None or num_old == batch_size and old is not None:
-            assert old is not None
-            return self._draw(old, batch_size)
-        if old is None or num_old == 0:
-            return self._draw(new, batch_size)
-        first, second = self._draw(old, num_old), self._draw(new, batch_size - num_old)
-        return {name: np.concatenate((first[name], second[name])) for name in first}  # type: ignore
-
-    def _draw(self, data: Transitions, count: int) -> Batch:
-        return data.take(self._generator.integers(len(data), size=count))
+            raise ValueError(
+                "nothing to sample from: there is neither an offline dataset nor an online episode yet"
+            )
+        if old is None:
+            num_old = 0
+        elif new is None or not online:
+            num_old = batch_size
+        else:
+            num_old = math.floor(self.offline_share() * batch_size)
+        parts = [
+            rows.take(self._generator.integers(len(rows), size=count))
+            for rows, count in ((old, num_old), (new, batch_size - num_old))
+            if rows is not None and count > 0
+        ]
+        return parts[0] if len(parts) == 1 else _joined(parts)
 
     def get_state(self) -> dict[str, Any]:
         """Online rows, counters and the random generator; the offline rows are not part of it."""
@@ -232,12 +241,18 @@ class MixedReplay:
         self._generator.bit_generator.state = state["generator"]
 
 
+def _joined(parts: Sequence[Batch]) -> Batch:
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}  # type: ignore[literal-required]
+    return cast(Batch, columns)
+
+
 def check_mixing_ratio(mixing_ratio: float | Sequence[Sequence[float]]) -> None:
     """Refuses (ValueError) what is not in [0, 1], -1, or a schedule `[[env_steps, ratio], ...]`."""
-    if isinstance(mixing_ratio, (int, float)) and not isinstance(mixing_ratio, bool):
-        if mixing_ratio != -1 and not 0.0 <= mixing_ratio <= 1.0:
+    if _is_number(mixing_ratio):
+        if mixing_ratio != -1 and not 0.0 <= cast(float, mixing_ratio) <= 1.0:
             raise ValueError(
-                f"mixing_ratio must be in [0, 1], -1 (in proportion to the data), or a schedule, not {mixing_ratio}"
+                "mixing_ratio must be in [0, 1], -1 (in proportion to the data), or a schedule, not "
+                f"{mixing_ratio}"
             )
         return
     try:
@@ -248,6 +263,12 @@ def check_mixing_ratio(mixing_ratio: float | Sequence[Sequence[float]]) -> None:
         raise ValueError(f"a mixing_ratio schedule is [[env_steps, ratio], ...], not {mixing_ratio!r}")
     steps, ratios = points.T
     if not (np.diff(steps) > 0).all() or not (steps >= 0).all():
-        raise ValueError(f"the env_steps of a mixing_ratio schedule must increase from 0 or more, not {steps.tolist()}")
+        raise ValueError(
+            f"the env_steps of a mixing_ratio schedule must increase from 0 or more, not {steps.tolist()}"
+        )
     if not ((ratios >= 0) & (ratios <= 1)).all():
         raise ValueError(f"the ratios of a mixing_ratio schedule must be in [0, 1], not {ratios.tolist()}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)

@@ -26,17 +26,18 @@ def return_to_go(
 ) -> np.ndarray:
     """Discounted sum of rewards from each row to the end of its episode.
 
-    `G[t] = r[t] + gamma * G[t+1]` inside an episode; an episode ends at a row that is terminated or truncated, and at
-    the array's last row (which counts as truncated). A row that is both is terminated. What follows a truncated end:
+    `G[t] = r[t] + gamma * G[t+1]` inside an episode; an episode ends at a row that is terminated or
+    truncated, and at the array's last row (which counts as truncated). A row that is both is terminated. What
+    follows a truncated end:
 
     - `stop`: nothing (0), as the reference implementation does.
     - `infinite`: the last reward goes on for ever, `G = r / (1 - gamma)` at the end.
     - `bootstrap`: a value estimate, `G = r + gamma * bootstrap_values[end]` at the end.
     - `drop`: no bound is known for these episodes, their rows get -inf (`max(Q, -inf) = Q`).
 
-    With `sparse_failure_reward` a trajectory in which EVERY reward is the failure reward f gets `f / (1 - gamma)` in
-    all its rows, whatever its flags and the truncation mode: it would go on failing for ever. (Reference code:
-    Cal-QL, calc_return_to_go.)
+    With `sparse_failure_reward` a trajectory in which EVERY reward is the failure reward f gets `f / (1 -
+    gamma)` in all its rows, whatever its flags and the truncation mode: it would go on failing for ever.
+    (Reference code: Cal-QL, calc_return_to_go.)
 
     Args:
         rewards: (N,) rewards as they are trained on (scaled and shifted).
@@ -46,8 +47,8 @@ def return_to_go(
         truncation: what follows a truncated end, see above.
         sparse_failure_reward: reward of a failed step, in the same units as `rewards`.
         bootstrap_values: (N,) value of the state that follows each row; read at truncated ends only.
-        trajectory_ends: (N,) last rows of the trajectories that the failure rule looks at, where they differ from
-            `terminated | truncated` (the reference lets one trajectory hold several terminal rows).
+        trajectory_ends: (N,) last rows of the trajectories that the failure rule looks at, where they differ
+            from `terminated | truncated` (the reference lets one trajectory hold several terminal rows).
 
     Returns:
         (N,) float32.
@@ -73,8 +74,8 @@ def return_to_go(
     elif truncation == "bootstrap":
         with_tails[cut] += gamma * _values_at(bootstrap_values, cut, len(rewards))
 
-    # One recursive filter runs through all episodes at once; what leaked into an episode is the filter's value at the
-    # next episode's first row, discounted by the distance to it.
+    # One recursive filter runs through all episodes at once; what leaked into an episode is the filter's
+    # value at the next episode's first row, discounted by the distance to it.
     leaky = np.append(lfilter([1.0], [1.0, -gamma], with_tails[::-1])[::-1], 0.0)
     lengths = np.diff(last, prepend=-1)
     next_start = np.repeat(last + 1, lengths)
@@ -83,7 +84,9 @@ def return_to_go(
     if truncation == "drop":
         result[np.repeat(~terminated[last], lengths)] = -np.inf
     if sparse_failure_reward is not None:
-        failed = _all_failure(rewards, sparse_failure_reward, ends if trajectory_ends is None else trajectory_ends)
+        failed = _all_failure(
+            rewards, sparse_failure_reward, ends if trajectory_ends is None else trajectory_ends
+        )
         result[failed] = sparse_failure_reward / (1.0 - gamma)
     return result.astype(np.float32)
 
@@ -102,7 +105,9 @@ def _all_failure(rewards: np.ndarray, failure_reward: float, trajectory_ends: np
 
 def _values_at(values: np.ndarray | None, rows: np.ndarray, num_rows: int) -> np.ndarray:
     if values is None:
-        raise ValueError("truncation='bootstrap' needs bootstrap_values: the value of the state after each truncated end")
+        raise ValueError(
+            "truncation='bootstrap' needs bootstrap_values: the value of the state after each truncated end"
+        )
     values = np.asarray(values, dtype=np.float64)
     if values.shape != (num_rows,):
         raise DatasetError(f"bootstrap_values has shape {values.shape}, rewards ({num_rows},)")
@@ -138,4 +143,6 @@ def check_return_settings(gamma: float, truncation: str, sparse_failure_reward: 
     if gamma == 1.0 and truncation == "infinite":
         raise ValueError("truncation='infinite' needs gamma < 1: with gamma 1 the reward's sum has no end")
     if gamma == 1.0 and sparse_failure_reward is not None:
-        raise ValueError("sparse_failure_reward needs gamma < 1: an endless failure is worth reward / (1 - gamma)")
+        raise ValueError(
+            "sparse_failure_reward needs gamma < 1: an endless failure is worth reward / (1 - gamma)"
+        )

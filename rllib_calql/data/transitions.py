@@ -12,7 +12,8 @@ import numpy as np
 
 from rllib_calql.data.errors import DatasetError, DatasetWarning, first_rows
 
-# The share of rows whose next observation may differ from the next row's before the rows count as out of order.
+# The share of rows whose next observation may differ from the next row's before the rows count as out of
+# order.
 MAX_BROKEN_ROWS = 0.1
 
 
@@ -31,8 +32,8 @@ class Batch(TypedDict):
 class Transitions:
     """N transitions in time order, E whole episodes one after the other.
 
-    The next observation of a row is the next row's observation, or at an episode's end its final observation; it is
-    derived, not stored. Arrays are converted to the types below (no copy where they fit) and checked.
+    The next observation of a row is the next row's observation, or at an episode's end its final observation;
+    it is derived, not stored. Arrays are converted to the types below (no copy where they fit) and checked.
 
     Raises:
         DatasetError: columns are missing rows, not finite, empty, or the last episode has no end.
@@ -47,7 +48,9 @@ class Transitions:
     mc_returns: np.ndarray | None = None  # (N,) float32: return-to-go, set by Preparation; -inf where unknown
 
     def __post_init__(self) -> None:
-        columns = _checked_columns(self.observations, self.actions, self.rewards, self.terminated, self.truncated)
+        columns = _checked_columns(
+            self.observations, self.actions, self.rewards, self.terminated, self.truncated
+        )
         columns["truncated"] = columns["truncated"] & ~columns["terminated"]
         columns["final_observations"] = _floats("final_observations", self.final_observations, 2)
         ends = np.flatnonzero(columns["terminated"] | columns["truncated"])
@@ -95,7 +98,9 @@ class Transitions:
                 f"(the final one too), not {len(observations)}"
             )
         last = np.arange(1, len(rewards) + 1) == len(rewards)
-        return cls(observations[:-1], actions, rewards, last & terminated, last & (not terminated), observations[-1:])
+        return cls(
+            observations[:-1], actions, rewards, last & terminated, last & (not terminated), observations[-1:]
+        )
 
     @classmethod
     def from_arrays(
@@ -110,15 +115,17 @@ class Transitions:
         """Builds from flat logged rows (an own dataset, D4RL), losing nothing silently.
 
         - A row flagged both terminated and truncated is terminated.
-        - The final observation of an episode comes from `next_observations` (N, obs_dim) where given. Otherwise a
-          truncated row is dropped, its observation becomes the final one and the row before it the truncated end; a
-          terminated row's final observation is its own (it has no part in the TD target).
-        - A row inside an episode whose `next_observations` is not the next row's observation ends its episode as
-          truncated; more than a tenth of such rows means that the rows are not in time order.
+        - The final observation of an episode comes from `next_observations` (N, obs_dim) where given.
+          Otherwise a truncated row is dropped, its observation becomes the final one and the row before it
+          the truncated end; a terminated row's final observation is its own (it has no part in the TD
+          target).
+        - A row inside an episode whose `next_observations` is not the next row's observation ends its episode
+          as truncated; more than a tenth of such rows means that the rows are not in time order.
         - Rows after the last end are dropped.
 
         Raises:
-            DatasetError: columns do not fit each other, are not finite or not in time order, or nothing remains.
+            DatasetError: columns do not fit each other, are not finite or not in time order, or nothing
+                remains.
 
         Warns:
             DatasetWarning: counts rows that were dropped and episodes that were cut.
@@ -140,8 +147,8 @@ class Transitions:
         whole = int(ends[-1]) + 1 if len(ends) else 0
         if whole < num_rows:
             _warn(
-                f"{num_rows - whole} of {num_rows} rows at the end of the data belong to an episode without an end "
-                "(neither terminated nor truncated) and were dropped"
+                f"{num_rows - whole} of {num_rows} rows at the end of the data belong to an episode without "
+                "an end (neither terminated nor truncated) and were dropped"
             )
         if following is not None:
             return cls._kept({k: v[:whole] for k, v in columns.items()}, following[ends])
@@ -151,8 +158,8 @@ class Transitions:
     def _kept(cls, columns: dict[str, np.ndarray], final_observations: np.ndarray) -> Transitions:
         if len(columns["rewards"]) == 0:
             raise DatasetError(
-                "no complete episode remains: flag the last row of each episode as terminated or truncated, and give "
-                "next_observations (or the row after it) if episodes are cut off"
+                "no complete episode remains: flag the last row of each episode as terminated or truncated, "
+                "and give next_observations (or the row after it) if episodes are cut off"
             )
         return cls(**columns, final_observations=final_observations)
 
@@ -203,7 +210,9 @@ class Transitions:
     def take(self, rows: np.ndarray) -> Batch:
         """Copies `rows` (row numbers from 0) into a batch; needs `mc_returns`."""
         if self.mc_returns is None:
-            raise ValueError("these transitions have no mc_returns yet: pass them through a Preparation first")
+            raise ValueError(
+                "these transitions have no mc_returns yet: pass them through a Preparation first"
+            )
         return {
             "observations": self.observations.take(rows, axis=0),
             "actions": self.actions.take(rows, axis=0),
@@ -261,7 +270,8 @@ def _floats(name: str, column: Any, ndim: int) -> np.ndarray:
     if not finite.all():
         bad = ~(finite if ndim == 1 else finite.all(axis=1))
         raise DatasetError(
-            f"{name} has NaN, infinite or too large values for float32 in {first_rows(bad)}: repair or drop them"
+            f"{name} has NaN, infinite or too large values for float32 in {first_rows(bad)}: repair or drop "
+            "them"
         )
     return column
 
@@ -278,32 +288,35 @@ def _broken(columns: dict[str, np.ndarray], following: np.ndarray) -> np.ndarray
     count = int(broken.sum())
     if count > MAX_BROKEN_ROWS * len(broken):
         raise DatasetError(
-            f"{count} of {len(broken)} rows are not followed by their next_observations ({first_rows(broken)}): rows "
-            "must be in time order, episode after episode; if they are, flag each episode's last row"
+            f"{count} of {len(broken)} rows are not followed by their next_observations "
+            f"({first_rows(broken)}): rows must be in time order, episode after episode; if they are, flag "
+            "each episode's last row"
         )
     if count:
         _warn(
-            f"{count} rows inside an episode are not followed by their next_observations ({first_rows(broken)}); "
-            "the episode was cut there, as truncated"
+            f"{count} rows inside an episode are not followed by their next_observations "
+            f"({first_rows(broken)}); the episode was cut there, as truncated"
         )
     return broken
 
 
 def _without_truncated_rows(columns: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Drops truncated rows, whose next observation is unknown; returns the columns and the final observations."""
+    """Drops truncated rows, whose next observation is unknown; returns the columns and the final
+    observations."""
     terminated, dropped = columns["terminated"], columns["truncated"]
     followed_by_dropped = np.append(dropped[1:], False)
     truncated = followed_by_dropped & ~terminated & ~dropped
     ends = np.flatnonzero(terminated | truncated)
-    # A terminated row's next observation is unknown and without effect (no bootstrap): its own stands in for it.
+    # A terminated row's next observation is unknown and without effect (no bootstrap): its own stands in for
+    # it.
     final_observations = columns["observations"][ends + truncated[ends]]
     count = int(dropped.sum())
     if count == 0:
         return columns, final_observations
     vanished = count - int(truncated.sum())
     _warn(
-        f"{count} of {len(dropped)} rows are truncated ends without a next observation and were dropped; their "
-        "observation serves as the final one of the row before"
+        f"{count} of {len(dropped)} rows are truncated ends without a next observation and were dropped; "
+        "their observation serves as the final one of the row before"
         + (f" ({vanished} episodes had no other row)" if vanished else "")
     )
     kept = {name: column[~dropped] for name, column in {**columns, "truncated": truncated}.items()}

@@ -79,7 +79,7 @@ class _Maze(gym.Env[np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode in the start cell (plus noise); `options={"start_cell": (row, column)}` moves it once."""
+        """Start an episode at the start cell; `options={"start_cell": (row, column)}` moves it once."""
         super().reset(seed=seed)
         start_cell = check_cell(
             "start_cell", (options or {}).get("start_cell", self.layout.start), self.layout.walls
@@ -91,9 +91,9 @@ class _Maze(gym.Env[np.ndarray, np.ndarray]):
         start = self.layout.cell_to_xy(start_cell) + size * self.np_random.uniform(
             -self._position_noise, self._position_noise, 2
         )
-        # gymnasium-robotics draws its start and goal from these lists: one entry each leaves no choice.
-        self._simulation.maze.unique_goal_locations[:] = [self.goal + self._origin]
-        self._simulation.maze.unique_reset_locations[:] = [start + self._origin]
+        # gymnasium-robotics asks these two methods where an episode starts and ends.
+        self._simulation.generate_target_goal = lambda: self.goal + self._origin
+        self._simulation.generate_reset_pos = lambda: start + self._origin
         parts, _ = self._simulation.reset(seed=seed)
         return self._flatten(parts), {"success": False}
 
@@ -180,6 +180,10 @@ class PointMaze(_Maze):
 
     The goal is the same in every episode, so it is not part of the observation. Arguments as `AntMaze`'s, in
     gymnasium-robotics' frame by default; "d4rl" here means AntMaze's D4RL frame, with cells of 1 m.
+
+    Args:
+        frame_skip: simulation steps of 0.01 s per action. More than gymnasium-robotics' 1 shortens the task in
+            actions (5 makes them as long as an ant's), so that it is learned faster.
     """
 
     _KEYS = ("observation",)
@@ -195,8 +199,11 @@ class PointMaze(_Maze):
         goal_draw: Literal["fixed", "d4rl"] = "fixed",
         goal_radius: float | None = None,
         position_noise: float = 0.1,
+        frame_skip: int = 1,
         render_mode: str | None = None,
     ) -> None:
+        if frame_skip < 1:
+            raise ValueError(f"frame_skip must be at least 1, not {frame_skip}")
         layout = Layout.parse(maze_map or default_map(maze, frame), 1.0, frame, start_cell, goal_cell)
         super().__init__(
             "point_maze:PointMazeEnv",
@@ -206,6 +213,8 @@ class PointMaze(_Maze):
             position_noise=position_noise,
             render_mode=render_mode,
         )
+        # gymnasium-robotics offers no argument for it.
+        self.frame_skip = self._simulation.point_env.frame_skip = frame_skip
 
 
 def _robotics(robot: str) -> Any:

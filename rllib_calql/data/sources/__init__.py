@@ -20,9 +20,10 @@ def open_dataset(uri: str | Path, **options: Any) -> Transitions:
     """Opens a dataset: raw rows, in the environment's units.
 
     Args:
-        uri: `d4rl://NAME` (D4RL's cache folder, else downloaded), `pointmaze://NAME` (made on first use), or the path
-            of an HDF5 file in D4RL's flat layout.
-        **options: what the reader takes, see `sources.d4rl.read_hdf5`, `sources.d4rl.load`, `sources.pointmaze.load`.
+        uri: `d4rl://NAME` (D4RL's cache folder, else downloaded), `pointmaze://NAME` (made on first use), or
+            the path of an HDF5 file in D4RL's flat layout.
+        **options: what the reader takes, see `sources.d4rl.read_hdf5`, `sources.d4rl.load`,
+            `sources.pointmaze.load`.
 
     Raises:
         DatasetError: unknown kind of URI or option, or the data cannot be used as they are.

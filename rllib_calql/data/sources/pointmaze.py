@@ -1,7 +1,7 @@
-"""`pointmaze://NAME`: small PointMaze datasets, made on first use by scripted walkers in real MuJoCo, and cached.
+"""`pointmaze://NAME`: small PointMaze datasets, walked by scripted controllers in real MuJoCo on first use.
 
-Walkers follow the shortest way through the maze's cells with a velocity controller and Gaussian action noise. A
-`Recipe` says which walkers, how many rows, and the seed; the same recipe gives the same rows.
+Walkers follow the shortest way through the maze's cells with a velocity controller and Gaussian action noise.
+A `Recipe` says which walkers, how many rows, and the seed; the same recipe gives the same rows.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 from rllib_calql.data.errors import DatasetError
 from rllib_calql.data.transitions import Transitions
 
-# Change of velocity (m/s) that a full action gives in one step of PointMaze: 100 N on 4.19 kg for 0.01 s.
+# Change of velocity (m/s) that a full action gives in one simulation step: 100 N on 4.19 kg for 0.01 s.
 _FULL_ACTION = 0.239
 
 
@@ -59,7 +58,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def load(name: str, *, cache_dir: str | Path | None = None) -> Transitions:
-    """The named dataset as raw rows: reward 1 at the goal (terminated), else 0; time-outs keep their last observation.
+    """The named dataset as raw rows: reward 1 at the goal (terminated), else 0; time-outs are truncated.
 
     Args:
         name: one of `RECIPES`.
@@ -101,27 +100,49 @@ def generate(recipe: Recipe) -> Transitions:
 
 
 def _walk(env: Any, walker: Walker, rng: np.random.Generator) -> Transitions:
-    """One episode."""
+    """One episode of a walker."""
     layout = env.unwrapped.layout
-    free = np.argwhere(~layout.walls)
+    free = np.argwhere(~layout.walls & (layout.distances_to(layout.goal) > 0))
     start = free[rng.integers(len(free))] if walker.starts_anywhere else layout.start
     observation, _ = env.reset(options={"start_cell": start})
     observations, actions, rewards = [observation], [], []
-    targets = _targets(layout, env.unwrapped.goal, None if walker.wanders is False else rng)
-    way = next(targets)
+    target: tuple[int, int] | None = None if walker.wanders else layout.goal
+    distances = layout.distances_to(layout.goal)
+    full_action = _FULL_ACTION * env.unwrapped.frame_skip
     terminated = truncated = False
     while not (terminated or truncated):
         position, velocity = observation[:2], observation[2:]
-        if np.linalg.norm(way.end - position) < 0.3:
-            way = next(targets)
-        wanted = way.next_point(position) - position
-        wanted *= walker.speed / max(np.linalg.norm(wanted), 0.1)
-        action = (wanted - velocity) / _FULL_ACTION + walker.noise * rng.standard_normal(2)
+        cell = tuple(layout.xy_to_cell(position))
+        if target is None or (walker.wanders and cell == target):
+            row, column = free[rng.integers(len(free))]
+            target = int(row), int(column)
+            distances = layout.distances_to(target)
+        way = layout.cell_to_xy(_nearer(cell, distances)) - position
+        wanted_velocity = walker.speed * way / max(float(np.linalg.norm(way)), 0.1)
+        action = (wanted_velocity - velocity) / full_action + walker.noise * rng.standard_normal(2)
         action = np.clip(action, -1.0, 1.0).astype(np.float32)
         observation, reward, terminated, truncated, _ = env.step(action)
         observations.append(observation)
         actions.append(action)
         rewards.append(reward)
-    return Transitions.from_episode(
-        np.stack(observations), np.stack(actions), np.array(rewards, np.float32), terminated
-    )
+    return Transitions.from_episode(np.stack(observations), np.stack(actions), np.array(rewards), terminated)
+
+
+def _nearer(cell: tuple[int, ...], distances: np.ndarray) -> tuple[int, int]:
+    """The neighbour of a free cell on the shortest way to where `distances` is 0; there, the cell itself."""
+    row, column = cell
+    near = [(row, column), (row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)]
+    return min((other for other in near if distances[other] >= 0), key=lambda other: int(distances[other]))
+
+
+def _save(path: Path, data: Transitions) -> None:
+    """Writes the columns so that other processes see the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {name: getattr(data, name) for name in data.__dataclass_fields__ if name != "mc_returns"}
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+        try:
+            np.savez_compressed(file, **columns)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    os.replace(file.name, path)

@@ -1,0 +1,284 @@
+"""`rllib evaluate`: plays the policy of a checkpoint in an environment of its own.
+
+Only the policy is restored, on either API stack: no Ray, no environment runners, no dataset.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import ray
+import typer
+from ray.rllib.connectors.env_to_module import EnvToModulePipeline
+from ray.rllib.connectors.module_to_env import ModuleToEnvPipeline
+from ray.rllib.core import (
+    COMPONENT_ENV_RUNNER,
+    COMPONENT_ENV_TO_MODULE_CONNECTOR,
+    COMPONENT_LEARNER,
+    COMPONENT_LEARNER_GROUP,
+    COMPONENT_MODULE_TO_ENV_CONNECTOR,
+    COMPONENT_RL_MODULE,
+    DEFAULT_MODULE_ID,
+)
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module import RLModule
+from ray.rllib.env.env_context import EnvContext
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.policy.policy import Policy
+from ray.rllib.utils.policy import local_policy_inference
+from ray.tune.registry import ENV_CREATOR, _global_registry
+
+from rllib_calql.cli.experiments import algorithm_class, merged, parse_mapping
+from rllib_calql.cli.options import EvaluateOptions, UserError
+from rllib_calql.metrics import normalized_score
+from rllib_calql.old_stack.policy import CalQLTorchPolicy
+
+# From an episode so far to the action for its environment, and what the policy's connectors want recorded.
+Act = Callable[[SingleAgentEpisode, bool], tuple[Any, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A policy, the config of its algorithm, and the spaces of the environment it was made for."""
+
+    act: Act
+    config: dict[str, Any]
+    observation_space: gym.Space
+    action_space: gym.Space
+    # CalQL's tasks are sparse: where the environment does not speak of success, ending with a reward is one.
+    reward_means_success: bool = False
+
+
+def run(options: EvaluateOptions) -> None:
+    """Plays, prints, saves.
+
+    Raises:
+        UserError: nothing to evaluate, or no environment to do it in.
+    """
+    if not options.episodes and not options.steps:
+        raise UserError("--episodes 0 and --steps 0 together would never end")
+    if options.out and Path(options.out).suffix not in (".json", ".npz"):
+        raise UserError(f"--out {options.out}: the name must end in .json or .npz")
+    if options.save_info and not (options.out or "").endswith(".npz"):
+        raise UserError("--save-info needs --out FILE.npz")
+    changes = parse_mapping(options.config, "--config") | ({"env": options.env} if options.env else {})
+    if options.checkpoint is None:
+        trained = untrained(options, changes)
+    else:
+        if others := sorted(changes.keys() - {"env", "env_config", "explore"}):
+            raise UserError(
+                f"--config: {others} cannot change a trained policy; env, env_config and explore can"
+            )
+        trained = restored(Path(options.checkpoint).expanduser(), options.algo)
+    config = trained.config
+    for change in (config.get("evaluation_config") or {}, changes):
+        config = merged(config, {key: change[key] for key in ("env", "env_config") if key in change})
+    if not config.get("env"):
+        raise UserError("the checkpoint was made without an environment: name one with --env")
+
+    env = make_env(config["env"], config.get("env_config") or {}, "human" if options.render else None)
+    try:
+        check_spaces(env, trained)
+        episodes = list(play(env, trained.act, options, explore=bool(changes.get("explore", False))))
+    finally:
+        env.close()
+    if not episodes:
+        raise UserError(f"no episode ended within --steps {options.steps}: allow more")
+    summary = summarise(episodes, trained)
+    typer.echo(", ".join(f"{name} {value:.6g}" for name, value in summary.items() if np.isscalar(value)))
+    if options.out:
+        save(Path(options.out), episodes, summary, infos=options.save_info)
+
+
+# ---- policies ----------------------------------------------------------------------------------------------
+
+
+def restored(checkpoint: Path, algo: str | None) -> Trained:
+    """The policy in an algorithm's checkpoint; UserError where it is none, or not one of `algo`."""
+    checkpoint = checkpoint.resolve()
+    new_stack = (checkpoint / "class_and_ctor_args.pkl").is_file()
+    if not new_stack and not (checkpoint / "policies").is_dir():
+        raise UserError(f"{checkpoint} is not an RLlib checkpoint (a folder such as .../checkpoint_000003)")
+    if algo is not None:
+        file, key = ("class_and_ctor_args", "class") if new_stack else ("algorithm_state", "algorithm_class")
+        stored = pickle.loads((checkpoint / f"{file}.pkl").read_bytes())[key]
+        # Tune trains a subclass, made on the fly, of the same name.
+        if stored.__name__ != algorithm_class(algo).__name__:
+            raise UserError(f"--algo {algo}: the checkpoint is of {stored.__name__}")
+    return _new_stack(checkpoint) if new_stack else _old_stack(checkpoint)
+
+
+def _old_stack(checkpoint: Path) -> Trained:
+    policies = Policy.from_checkpoint(str(checkpoint))
+    if list(policies) != [DEFAULT_MODULE_ID]:
+        raise UserError(
+            f"only single-agent checkpoints can be evaluated; this one has policies {sorted(policies)}"
+        )
+    policy = policies[DEFAULT_MODULE_ID]
+
+    def act(episode: SingleAgentEpisode, explore: bool) -> tuple[Any, dict[str, Any]]:
+        if len(episode) == 0:
+            policy.agent_connectors.reset(episode.id_)
+        observation = episode.get_observations(-1)
+        action = local_policy_inference(policy, episode.id_, "agent", observation, explore=explore)[0][0]
+        return action, {Columns.ACTIONS: action}
+
+    # A preprocessed space (one-hot, flattened) remembers what it was made from.
+    observation_space = getattr(policy.observation_space, "original_space", policy.observation_space)
+    calql = isinstance(policy, CalQLTorchPolicy)
+    return Trained(act, policy.config, observation_space, policy.action_space, reward_means_success=calql)
+
+
+def _new_stack(checkpoint: Path) -> Trained:
+    config = pickle.loads((checkpoint / "class_and_ctor_args.pkl").read_bytes())["ctor_args_and_kwargs"][0][0]
+    modules = checkpoint / COMPONENT_LEARNER_GROUP / COMPONENT_LEARNER / COMPONENT_RL_MODULE
+    names = sorted(path.name for path in modules.iterdir() if path.is_dir())
+    if names != [DEFAULT_MODULE_ID]:
+        raise UserError(f"only single-agent checkpoints can be evaluated; this one has modules {names}")
+    module = RLModule.from_checkpoint(str(modules / DEFAULT_MODULE_ID))
+    runner = checkpoint / COMPONENT_ENV_RUNNER
+    to_module = EnvToModulePipeline.from_checkpoint(str(runner / COMPONENT_ENV_TO_MODULE_CONNECTOR))
+    to_env = ModuleToEnvPipeline.from_checkpoint(str(runner / COMPONENT_MODULE_TO_ENV_CONNECTOR))
+
+    def act(episode: SingleAgentEpisode, explore: bool) -> tuple[Any, dict[str, Any]]:
+        call = {"episodes": [episode], "rl_module": module, "explore": explore, "shared_data": {}}
+        batch = to_module(batch={}, **call)
+        output = to_env(
+            batch=(module.forward_exploration if explore else module.forward_inference)(batch), **call
+        )
+        record = {key: value[0] for key, value in output.items()}
+        return record.pop(Columns.ACTIONS_FOR_ENV, record[Columns.ACTIONS]), record
+
+    return Trained(act, config, to_module.input_observation_space, to_module.input_action_space)
+
+
+def untrained(options: EvaluateOptions, config: dict[str, Any]) -> Trained:
+    """The policy as the algorithm first makes it: what training starts from."""
+    if not options.algo:
+        raise UserError("name a CHECKPOINT, or with --algo the algorithm to evaluate untrained")
+    built = (
+        algorithm_class(options.algo).get_default_config().update_from_dict({"num_env_runners": 0} | config)
+    )
+    ray.init(address="local", include_dashboard=False)
+    try:
+        algorithm = built.build_algo()
+        with tempfile.TemporaryDirectory() as folder:
+            algorithm.save(folder)
+            algorithm.stop()
+            return restored(Path(folder), None)
+    finally:
+        ray.shutdown()
+
+
+# ---- playing -----------------------------------------------------------------------------------------------
+
+
+def make_env(name: Any, env_config: dict[str, Any], render_mode: str | None) -> gym.Env:
+    """The environment by its Tune-registered or gymnasium name, or of the class itself."""
+    if render_mode:
+        env_config = env_config | {"render_mode": render_mode}
+    if isinstance(name, str) and not _global_registry.contains(ENV_CREATOR, name):
+        return gym.make(name, **env_config)
+    create = _global_registry.get(ENV_CREATOR, name) if isinstance(name, str) else name
+    return create(EnvContext(env_config, worker_index=0))
+
+
+def check_spaces(env: gym.Env, trained: Trained) -> None:
+    for what in ("observation_space", "action_space"):
+        has, needs = getattr(env, what), getattr(trained, what)
+        if type(has) is not type(needs) or has.shape != needs.shape:
+            raise UserError(f"the environment has {what} {has}, but the policy was made for {needs}")
+
+
+def play(env: gym.Env, act: Act, options: EvaluateOptions, explore: bool) -> Iterator[SingleAgentEpisode]:
+    """Whole episodes until the limit on episodes or steps; an episode that the limit cuts is not counted."""
+    steps = number = 0
+    while not (options.episodes and number >= options.episodes):
+        episode = SingleAgentEpisode(observation_space=env.observation_space, action_space=env.action_space)
+        observation, info = env.reset(seed=options.seed + number)
+        episode.add_env_reset(observation, info)
+        while not episode.is_done:
+            if options.steps and steps >= options.steps:
+                return
+            action, record = act(episode, explore)
+            observation, reward, terminated, truncated, info = env.step(action)
+            episode.add_env_step(
+                observation,
+                record.pop(Columns.ACTIONS),
+                reward,
+                info,
+                terminated=terminated,
+                truncated=truncated,
+                extra_model_outputs=record | {Columns.ACTIONS_FOR_ENV: action},
+            )
+            steps += 1
+        number += 1
+        typer.echo(f"Episode {number}: return {episode.get_return():.6g}, length {len(episode)}")
+        yield episode
+
+
+def succeeded(episode: SingleAgentEpisode, reward_means_success: bool) -> bool | None:
+    """Whether any step's `info["success"]` says so; None where that is unknown."""
+    said = [bool(info["success"]) for info in episode.get_infos() if "success" in info]
+    if said:
+        return any(said)
+    return bool(episode.is_terminated and episode.get_rewards(-1) > 0) if reward_means_success else None
+
+
+def summarise(episodes: list[SingleAgentEpisode], trained: Trained) -> dict[str, Any]:
+    """Means over episodes, then each episode's numbers; what is not known is left out."""
+    returns = [float(episode.get_return()) for episode in episodes]
+    lengths = [len(episode) for episode in episodes]
+    summary: dict[str, Any] = {
+        "episodes": len(episodes),
+        "steps": sum(lengths),
+        "return_mean": float(np.mean(returns)),
+        "return_std": float(np.std(returns)),
+        "length_mean": float(np.mean(lengths)),
+    }
+    if score_range := trained.config.get("score_range"):
+        summary["normalized_score"] = normalized_score(summary["return_mean"], score_range)
+    found = [succeeded(episode, trained.reward_means_success) for episode in episodes]
+    successes = [success for success in found if success is not None]
+    if len(successes) == len(episodes):
+        summary |= {"success_rate": float(np.mean(successes)), "successes": successes}
+    return summary | {"returns": returns, "lengths": lengths}
+
+
+def save(path: Path, episodes: list[SingleAgentEpisode], summary: dict[str, Any], *, infos: bool) -> None:
+    """FILE.json: the summary. FILE.npz: the summary and, step by step, what a dataset has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(summary, indent=2) + "\n")
+        return
+    if isinstance(episodes[0].get_observations(0), (dict, tuple)):
+        raise UserError("--out FILE.npz needs array observations; FILE.json does not")
+    observations = [np.asarray(episode.get_observations()) for episode in episodes]
+    ends = np.concatenate([np.arange(len(episode)) == len(episode) - 1 for episode in episodes])
+    terminated = np.repeat([episode.is_terminated for episode in episodes], summary["lengths"]) & ends
+    columns = {
+        "observations": np.concatenate([rows[:-1] for rows in observations]),
+        "next_observations": np.concatenate([rows[1:] for rows in observations]),
+        "actions": np.concatenate(
+            [episode.get_extra_model_outputs(Columns.ACTIONS_FOR_ENV) for episode in episodes]
+        ),
+        "rewards": np.concatenate([episode.get_rewards() for episode in episodes]),
+        "terminated": terminated,
+        "truncated": ends & ~terminated,
+    }
+    if infos:
+        steps = [info for episode in episodes for info in episode.get_infos()[1:]]
+        columns["infos"] = np.array([json.dumps(info, default=_jsonable) for info in steps])
+    np.savez_compressed(path, **columns, **summary)
+
+
+def _jsonable(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else repr(value)

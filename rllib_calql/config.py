@@ -1,0 +1,503 @@
+"""`CalQLConfig`: every setting of Cal-QL, typed, documented and checked."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Self
+
+from ray.rllib.algorithms.algorithm_config import NotProvided
+from ray.rllib.algorithms.cql import CQLConfig
+
+from rllib_calql.core.networks import ACTIVATIONS
+from rllib_calql.core.update import Precision, UpdateConfig
+from rllib_calql.data import Preparation, Transitions, check_mixing_ratio
+from rllib_calql.data.returns import Truncation
+
+# RLlib's settings that Cal-QL replaces or has no use for: changing them is refused, with what to use instead.
+SUPERSEDED = {
+    "lr": "actor_lr, critic_lr, alpha_lr and lagrangian_lr",
+    "optimization": "actor_lr, critic_lr, alpha_lr and lagrangian_lr",
+    "twin_q": "num_critics",
+    "n_step": "nothing: Cal-QL's TD target is one-step",
+    "grad_clip": "nothing: the algorithm has no gradient clipping",
+    "training_intensity": "utd_ratio",
+    "num_steps_sampled_before_learning_starts": "nothing: online updates begin after the first episode",
+    "replay_buffer_config": "online_capacity and mixing_ratio",
+    "min_time_s_per_iteration": "min_train_updates_per_iteration and min_env_steps_per_iteration",
+    "min_train_timesteps_per_iteration": "min_train_updates_per_iteration",
+    "min_sample_timesteps_per_iteration": "min_env_steps_per_iteration",
+    "actions_in_input_normalized": "input_config={'actions_normalized': True}",
+    "normalize_actions": "nothing: actions are always normalised to [-1, 1] inside",
+    "observation_filter": "normalize_observations",
+    "exploration_config": "nothing: exploration is sampling from the policy",
+    "env_runner_cls": "nothing: CalQL has its own",
+    "batch_mode": "nothing: online data enter as complete episodes",
+    "output": "nothing yet: recording is not supported",
+    "model": "policy_model_config and q_model_config",
+    "shuffle_buffer_size": "nothing: batches are drawn uniformly from the whole dataset",
+    "_deterministic_loss": "nothing",
+    "_use_beta_distribution": "nothing",
+}
+MODEL_KEYS = ("fcnet_hiddens", "fcnet_activation")
+
+
+class CalQLConfig(CQLConfig):
+    """Defines a configuration from which a `CalQL` algorithm can be built.
+
+    .. code-block:: python
+
+        config = (
+            CalQLConfig()
+            .environment("rllib_calql/AntMaze-UMaze-v2")
+            .offline_data(input_="d4rl://antmaze-umaze-v2")
+            .training(reward_scale=10.0, reward_bias=-5.0, sparse_failure_reward=0.0, lagrangian=True)
+            .evaluation(evaluation_interval=10, evaluation_duration=20)
+        )
+        algo = config.build_algo()
+        result = algo.train()
+    """
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        # Imported here: both rooms import this one.
+        from rllib_calql.algorithm import CalQL
+        from rllib_calql.old_stack.env_runner import CalQLRolloutWorker
+
+        super().__init__(algo_class=algo_class or CalQL)
+        self.api_stack(enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False)
+        self.framework_str = "torch"
+        # phases
+        self.num_offline_updates = 1_000_000
+        self.num_online_env_steps = 1_000_000
+        self.min_train_updates_per_iteration = 1000
+        self.min_env_steps_per_iteration = 1
+        self.utd_ratio = 1.0
+        self.mixing_ratio: float | list[list[float]] = 0.5
+        self.online_capacity = 1_000_000
+        self.load_weights_from: str | None = None
+        # data
+        self.reward_scale = 1.0
+        self.reward_bias = 0.0
+        self.sparse_failure_reward: float | None = None
+        self.truncation_mode: Truncation = "stop"
+        self.clip_action = 0.99999
+        self.normalize_observations = False
+        self.score_range: tuple[float, float] | None = None
+        # networks
+        self.num_critics = 2
+        self.num_target_critics: int | None = None
+        self.critic_layer_norm = False
+        self.orthogonal_init = True
+        self.precision: Precision = "float32"
+        self.policy_model_config = {"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"}
+        self.q_model_config = {"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"}
+        # learning
+        self.gamma = 0.99
+        self.tau = 0.005
+        self.target_network_update_freq = 1
+        self.train_batch_size = 256
+        self.actor_lr = 1e-4
+        self.critic_lr = 3e-4
+        self.alpha_lr = 1e-4
+        self.lagrangian_lr = 3e-4
+        self.learn_alpha = True
+        self.alpha_multiplier = 1.0
+        self.bc_iters = 0
+        # conservative term and TD target
+        self.min_q_weight_online: float | None = None
+        self.calibrate = True
+        self.calibrate_online = True
+        self.lagrangian_thresh = 0.8
+        self.initial_alpha_prime = math.e
+        self.importance_sampling = True
+        self.max_target_backup = True
+        self.num_target_actions = 10
+        self.clip_diff_min = -math.inf
+        self.clip_diff_max = math.inf
+        # what RLlib's settings must be for this algorithm
+        self.env_runner_cls = CalQLRolloutWorker
+        self.num_env_runners = 0
+        self.evaluation(evaluation_config={"explore": False})
+        self.lr = None
+        self.batch_mode = "complete_episodes"
+        self.rollout_fragment_length = 1
+        self.store_buffer_in_checkpoints = True
+        self.min_time_s_per_iteration = None
+        self.min_train_timesteps_per_iteration = 0
+        self.min_sample_timesteps_per_iteration = 0
+        self.num_steps_sampled_before_learning_starts = 0
+
+    def training(  # type: ignore[override]
+        self,
+        *,
+        num_offline_updates: int = NotProvided,
+        num_online_env_steps: int = NotProvided,
+        min_train_updates_per_iteration: int = NotProvided,
+        min_env_steps_per_iteration: int = NotProvided,
+        utd_ratio: float = NotProvided,
+        mixing_ratio: float | Sequence[Sequence[float]] = NotProvided,
+        online_capacity: int = NotProvided,
+        load_weights_from: str | None = NotProvided,
+        reward_scale: float = NotProvided,
+        reward_bias: float = NotProvided,
+        sparse_failure_reward: float | None = NotProvided,
+        truncation_mode: Truncation = NotProvided,
+        clip_action: float = NotProvided,
+        normalize_observations: bool = NotProvided,
+        score_range: Sequence[float] | None = NotProvided,
+        num_critics: int = NotProvided,
+        num_target_critics: int | None = NotProvided,
+        critic_layer_norm: bool = NotProvided,
+        orthogonal_init: bool = NotProvided,
+        precision: Precision = NotProvided,
+        policy_model_config: Mapping[str, Any] = NotProvided,
+        q_model_config: Mapping[str, Any] = NotProvided,
+        lagrangian_lr: float = NotProvided,
+        learn_alpha: bool = NotProvided,
+        alpha_multiplier: float = NotProvided,
+        min_q_weight_online: float | None = NotProvided,
+        calibrate: bool = NotProvided,
+        calibrate_online: bool = NotProvided,
+        initial_alpha_prime: float = NotProvided,
+        importance_sampling: bool = NotProvided,
+        max_target_backup: bool = NotProvided,
+        num_target_actions: int = NotProvided,
+        clip_diff_min: float = NotProvided,
+        clip_diff_max: float = NotProvided,
+        **kwargs: Any,
+    ) -> Self:
+        """Sets the training-related configuration; what is not given stays.
+
+        Args:
+            num_offline_updates: Gradient updates of the offline phase; 0 skips it.
+            num_online_env_steps: Environment steps of the online phase, whole episodes, so the last may end
+                after it; 0 ends the run after pre-training.
+            min_train_updates_per_iteration: Updates of a training iteration in the offline phase.
+            min_env_steps_per_iteration: Environment steps of an online iteration at the least; it always
+                holds whole episodes, one per environment or more.
+            utd_ratio: Updates per online environment step.
+            mixing_ratio: Share of offline rows in an online batch: a number in [0, 1]; -1 for their share of
+                all rows seen so far; or a schedule [[env_steps, ratio], ...], linear between points.
+            online_capacity: Online rows kept; the oldest whole episodes go first.
+            load_weights_from: Path of a CalQL checkpoint whose networks and temperatures a new run starts
+                from; counters, optimisers and data start anew.
+            reward_scale: Rewards are multiplied by it ...
+            reward_bias: ... and this is added, in both phases; evaluation reports raw rewards.
+            sparse_failure_reward: The environment's reward of an unsuccessful step of a sparse task (AntMaze
+                0, Adroit binary -1). With it, an episode that has no other reward gets the return of failing
+                for ever, r / (1 - gamma). None for dense rewards.
+            truncation_mode: Return-to-go at a time-out: "stop" (0 afterwards, the reference), "infinite"
+                (the last reward for ever) or "drop" (no bound for such episodes).
+            clip_action: Data actions are kept inside +-this (atanh(1) is infinite).
+            normalize_observations: Normalise by the offline data's mean and standard deviation, everywhere.
+            score_range: Episode returns that count as 0 and 1 in `normalized_score`; by default the score
+                is the success rate.
+            num_critics: Size E of the ensemble of critics.
+            num_target_critics: Random subset of target critics whose minimum makes the TD target (all).
+            critic_layer_norm: LayerNorm before each hidden activation of the critics.
+            orthogonal_init: Orthogonal weights and zero biases; False for torch's default.
+            precision: "float32", or "bfloat16" for the critics' matrix products (parameters, reductions and
+                log-probabilities stay float32), or "float64".
+            policy_model_config: {"fcnet_hiddens", "fcnet_activation"} of the actor, merged into the present.
+            q_model_config: The same of each critic.
+            lagrangian_lr: Learning rate of the Lagrange multiplier alpha'.
+            learn_alpha: Tune the entropy temperature; False fixes it at `initial_alpha`.
+            alpha_multiplier: Factor on the entropy temperature.
+            min_q_weight_online: Weight of the conservative term in the online phase: None keeps
+                `min_q_weight`, 0 goes on as SAC.
+            calibrate: Bound the policy's actions by the return-to-go (equation 5.1). False is CQL.
+            calibrate_online: Keep doing so in the online phase.
+            initial_alpha_prime: Start of the Lagrange multiplier.
+            importance_sampling: Importance weights in the log-sum-exp over actions.
+            max_target_backup: TD target from the best of `num_target_actions` actions.
+            num_target_actions: Sampled actions at the next state.
+            clip_diff_min: Lower limit of (log-sum-exp - Q(s, a)) per row.
+            clip_diff_max: Upper limit of it.
+            **kwargs: RLlib's own: `gamma`, `train_batch_size`, `tau`, `target_network_update_freq`,
+                `actor_lr`, `critic_lr`, `alpha_lr`, `initial_alpha`, `target_entropy`, `num_actions`,
+                `temperature` (of the log-sum-exp), `min_q_weight`, `lagrangian`, `lagrangian_thresh`,
+                `deterministic_backup`, `bc_iters` (updates in which the actor clones the data's actions).
+
+        Returns:
+            This updated config.
+        """
+        given = {k: v for k, v in locals().items() if k not in ("self", "kwargs", "__class__")}
+        for name, value in given.items():
+            if value is not NotProvided:
+                self._set(name, value)
+        super().training(**{name: self._checked(name, value) for name, value in kwargs.items()})
+        return self
+
+    def offline_data(  # type: ignore[override]
+        self,
+        *,
+        input_: str | Path | Transitions | Callable[[], Transitions] = NotProvided,
+        input_config: Mapping[str, Any] = NotProvided,
+        **kwargs: Any,
+    ) -> Self:
+        """Sets the offline dataset.
+
+        Args:
+            input_: What `open_dataset` opens: `d4rl://NAME`, `pointmaze://NAME` or a file; or `Transitions`,
+                or a function without arguments that returns them.
+            input_config: Options of the reader (`open_dataset`'s keywords), and `actions_normalized=True`
+                where the data's actions are in [-1, 1] and not in the environment's bounds.
+
+        Returns:
+            This updated config.
+        """
+        if input_ is not NotProvided:
+            self.input_ = str(input_) if isinstance(input_, Path) else input_
+        if input_config is not NotProvided:
+            self.input_config = dict(input_config)
+        super().offline_data(**kwargs)
+        return self
+
+    # ---- checked setting of values, from Python, dicts and YAML alike
+
+    def update_from_dict(self, config_dict: Mapping[str, Any]) -> Self:
+        """Merges a dict or YAML block; refuses what is unknown, and reads numbers that YAML gave as text."""
+        known = set(vars(self)) | _ALIASES
+        checked: dict[str, Any] = {}
+        for key, value in config_dict.items():
+            name = self._translate_special_keys(key, warn_deprecated=False)
+            if name not in known and key not in known:
+                close = difflib.get_close_matches(key, sorted(known), n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"CalQL has no setting {key!r}{hint}")
+            if name in _OWN_CHECKS:
+                self._set(name, value)
+            else:
+                checked[key] = self._checked(name, value)
+        super().update_from_dict(checked)
+        return self
+
+    def _set(self, name: str, value: Any) -> None:
+        if name in ("policy_model_config", "q_model_config"):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{name} must be a dict with {', '.join(MODEL_KEYS)}, not {value!r}")
+            if unknown := sorted(set(value) - set(MODEL_KEYS)):
+                raise ValueError(f"{name} has no {unknown[0]!r}: it takes {', '.join(MODEL_KEYS)}")
+            setattr(self, name, {**getattr(self, name), **value})
+        else:
+            setattr(self, name, self._checked(name, value))
+
+    def _checked(self, name: str, value: Any) -> Any:
+        """The value in its setting's type; text that is a number becomes one (YAML reads 3e-4 as text)."""
+        kinds = _NUMBERS.get(name)
+        if kinds is None:
+            return value
+        kind, optional = kinds
+        if value is None and optional:
+            return None
+        try:
+            return _as_number(value, kind)
+        except ValueError as error:
+            raise ValueError(f"{name} must be {_KIND_NAMES[kind]}, not {value!r}") from error
+
+    def preparation(self, **bounds: Any) -> Preparation:
+        """What is done to rewards, actions and returns; `bounds` are `action_low` and `action_high`."""
+        return Preparation(
+            gamma=self.gamma,
+            reward_scale=self.reward_scale,
+            reward_bias=self.reward_bias,
+            sparse_failure_reward=self.sparse_failure_reward,
+            truncation=self.truncation_mode,
+            clip_action=self.clip_action,
+            **bounds,
+        )
+
+    def plan(self) -> dict[str, dict[str, Any]]:
+        """What a run would do: opens dataset and environment, trains nothing. Sections of named figures."""
+        from rllib_calql.plan import make_plan
+
+        return make_plan(self)
+
+    # ---- validation
+
+    def validate(self) -> None:
+        """Refuses settings that are unknown, out of range, in conflict, or would be ignored."""
+        super().validate()
+        if self.enable_rl_module_and_learner or self.enable_env_runner_and_connector_v2:
+            raise ValueError(
+                "CalQL runs on RLlib's Policy stack: keep api_stack(enable_rl_module_and_learner=False, "
+                "enable_env_runner_and_connector_v2=False), its default"
+            )
+        if self.framework_str != "torch":
+            raise ValueError(f"CalQL needs framework 'torch', not {self.framework_str!r}")
+        if self.is_multi_agent:
+            raise ValueError("CalQL trains one policy: multi-agent set-ups are not supported")
+        defaults = _rllib_defaults()
+        for name, instead in SUPERSEDED.items():
+            if getattr(self, name) != defaults[name] and not self.in_evaluation:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} has no effect in CalQL and is refused: use {instead}"
+                )
+        for name in vars(self).keys() - defaults.keys() - _ALIASES:
+            raise ValueError(f"CalQL has no setting {name!r}")
+        self._validate_ranges()
+        self._validate_data()
+
+    def _validate_ranges(self) -> None:
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                limits = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
+                raise ValueError(f"{name} must be {limits}, not {value!r}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        for name in ("policy_model_config", "q_model_config"):
+            hiddens, activation = (getattr(self, name)[key] for key in MODEL_KEYS)
+            if not hiddens or not all(isinstance(width, int) and width > 0 for width in hiddens):
+                raise ValueError(f"{name}: fcnet_hiddens must be positive layer widths, not {hiddens!r}")
+            if activation not in ACTIVATIONS:
+                raise ValueError(f"{name}: fcnet_activation must be one of {', '.join(ACTIVATIONS)}")
+        if self.num_target_critics is not None and self.num_target_critics > self.num_critics:
+            raise ValueError(f"num_target_critics={self.num_target_critics} of num_critics={self.num_critics}")
+        if self.clip_diff_min > self.clip_diff_max:
+            raise ValueError(f"clip_diff_min={self.clip_diff_min} is above clip_diff_max={self.clip_diff_max}")
+        if self.lagrangian and self.min_q_weight == 0.0:
+            raise ValueError("lagrangian=True weighs a conservative term that min_q_weight=0 switches off")
+        if self.score_range is not None and (len(self.score_range) != 2 or self.score_range[0] >= self.score_range[1]):
+            raise ValueError(f"score_range must be [low, high] with low < high, not {self.score_range!r}")
+        check_mixing_ratio(self.mixing_ratio)
+
+    def _validate_data(self) -> None:
+        self.preparation()  # refuses settings that do not fit each other
+        has_data = self.input_ != "sampler"
+        if self.num_offline_updates > 0 and not has_data:
+            raise ValueError(
+                "the offline phase needs data: set offline_data(input_=...), e.g. d4rl://antmaze-umaze-v2 or a "
+                "path, or num_offline_updates=0 to skip it"
+            )
+        if self.num_online_env_steps > 0 and self.env is None and not self.in_evaluation:
+            raise ValueError(
+                "the online phase needs an environment: set environment(...), or num_online_env_steps=0 to end "
+                "after pre-training"
+            )
+        if not has_data and self.normalize_observations:
+            raise ValueError("normalize_observations takes its figures from the offline data, and there are none")
+        if has_data and not (isinstance(self.input_, (str, Transitions)) or callable(self.input_)):
+            raise ValueError(
+                "input_ must be a path, a URI, Transitions or a function that returns them, not "
+                f"{type(self.input_).__name__}"
+            )
+
+
+def make_update_config(settings: Any) -> UpdateConfig:
+    """The update's hyperparameters from a config, or from the dict that RLlib hands to a policy."""
+    derived: dict[str, Any] = {
+        "actor_hiddens": tuple(settings["policy_model_config"]["fcnet_hiddens"]),
+        "actor_activation": settings["policy_model_config"]["fcnet_activation"],
+        "critic_hiddens": tuple(settings["q_model_config"]["fcnet_hiddens"]),
+        "critic_activation": settings["q_model_config"]["fcnet_activation"],
+        "target_entropy": None if settings["target_entropy"] in (None, "auto") else settings["target_entropy"],
+    }
+    names = [field.name for field in fields(UpdateConfig) if field.name not in derived]
+    return UpdateConfig(**derived, **{name: settings[name] for name in names})
+
+
+def _as_number(value: Any, kind: type) -> Any:
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError
+    number = float(value)
+    if math.isnan(number):
+        raise ValueError
+    if kind is int:
+        if not number.is_integer():
+            raise ValueError
+        return int(number)
+    return number
+
+
+_KIND_NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
+_INTS = (
+    "num_offline_updates num_online_env_steps min_train_updates_per_iteration min_env_steps_per_iteration "
+    "online_capacity num_critics target_network_update_freq train_batch_size bc_iters num_actions "
+    "num_target_actions"
+).split()
+_FLOATS = (
+    "utd_ratio reward_scale reward_bias clip_action gamma tau actor_lr critic_lr alpha_lr lagrangian_lr "
+    "alpha_multiplier initial_alpha min_q_weight lagrangian_thresh initial_alpha_prime temperature "
+    "clip_diff_min clip_diff_max"
+).split()
+_BOOLS = (
+    "normalize_observations critic_layer_norm orthogonal_init learn_alpha calibrate calibrate_online "
+    "importance_sampling max_target_backup deterministic_backup lagrangian"
+).split()
+_NUMBERS: dict[str, tuple[type, bool]] = {
+    **dict.fromkeys(_INTS, (int, False)),
+    **dict.fromkeys(_FLOATS, (float, False)),
+    **dict.fromkeys(_BOOLS, (bool, False)),
+    "num_target_critics": (int, True),
+    "sparse_failure_reward": (float, True),
+    "min_q_weight_online": (float, True),
+    "seed": (int, True),
+    "evaluation_interval": (int, True),
+    "num_env_runners": (int, False),
+    "num_gpus": (float, False),
+}
+_OWN_CHECKS = {"policy_model_config", "q_model_config"}
+_TINY = 1e-12
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        ("num_offline_updates", "num_online_env_steps", "bc_iters", "min_q_weight", "min_q_weight_online"),
+        (0, math.inf),
+    ),
+    **dict.fromkeys(
+        (
+            "min_train_updates_per_iteration",
+            "min_env_steps_per_iteration",
+            "online_capacity",
+            "num_critics",
+            "num_target_critics",
+            "target_network_update_freq",
+            "train_batch_size",
+            "num_actions",
+            "num_target_actions",
+        ),
+        (1, math.inf),
+    ),
+    **dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr", "lagrangian_lr"), (0.0, 1.0)),
+    **dict.fromkeys(("utd_ratio", "temperature", "initial_alpha", "initial_alpha_prime"), (_TINY, math.inf)),
+    "alpha_multiplier": (0.0, math.inf),
+    "gamma": (0.0, 1.0),
+    "tau": (_TINY, 1.0),
+}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "precision": ("float32", "bfloat16", "float64"),
+    "truncation_mode": ("stop", "infinite", "drop"),
+}
+# Keys of dicts that RLlib translates or that Tune adds.
+_ALIASES = {
+    "input",
+    "num_workers",
+    "evaluation_num_workers",
+    "framework",
+    "callbacks",
+    "lambda",
+    "multiagent",
+    "create_env_on_driver",
+    "custom_eval_function",
+    "__trial_info__",
+    "_enable_new_api_stack",
+    "class",
+}
+_DEFAULTS: dict[str, Any] = {}
+
+
+def _rllib_defaults() -> dict[str, Any]:
+    """A fresh config's values, made once."""
+    if not _DEFAULTS:
+        _DEFAULTS.update(vars(CalQLConfig()))
+    return _DEFAULTS
+
+

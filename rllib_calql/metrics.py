@@ -1,0 +1,98 @@
+"""The `calql` block of every training result: phase, counters, learning figures, evaluation scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+# The first evaluations of the online phase in which a dip at the switch would show.
+SWITCH_WINDOW = 5
+
+
+def evaluation_scores(
+    env_runner_results: Mapping[str, Any], score_range: tuple[float, float] | None
+) -> dict[str, float]:
+    """Success rate and normalised score of an evaluation.
+
+    Args:
+        env_runner_results: RLlib's `evaluation/env_runners` results.
+        score_range: episode returns that count as 0 and 1 (D4RL's random and expert reference scores); without
+            it the score is the success rate.
+
+    Returns:
+        `success_rate` and `normalized_score`, where they exist.
+    """
+    scores = {}
+    success = env_runner_results.get("custom_metrics", {}).get("success_mean")
+    if success is not None and math.isfinite(success):
+        scores["success_rate"] = float(success)
+        scores["normalized_score"] = float(success)
+    episode_return = env_runner_results.get("episode_return_mean")
+    if score_range is not None and episode_return is not None and math.isfinite(episode_return):
+        scores["normalized_score"] = normalized_score(episode_return, score_range)
+    return scores
+
+
+def normalized_score(episode_return: float, score_range: tuple[float, float]) -> float:
+    """(return - low) / (high - low)."""
+    low, high = score_range
+    return (episode_return - low) / (high - low)
+
+
+@dataclass
+class RunSummary:
+    """What a run has to remember across its phases; plain numbers, all in the checkpoint."""
+
+    num_online_env_steps: int = 0
+    num_online_episodes: int = 0
+    score_sum: float = 0.0  # normalised training scores of the online episodes
+    score_at_switch: float | None = None
+    scores_after_switch: list[float] = field(default_factory=list)
+
+    def add_episode(self, length: int, score: float) -> None:
+        """Counts a finished online episode and its normalised score."""
+        self.num_online_env_steps += length
+        self.num_online_episodes += 1
+        self.score_sum += score
+
+    def add_evaluation(self, score: float, online: bool) -> None:
+        """Remembers a normalised evaluation score; the last one before online data is the switch's."""
+        if not online:
+            self.score_at_switch = score
+        elif len(self.scores_after_switch) < SWITCH_WINDOW:
+            self.scores_after_switch.append(score)
+
+    @property
+    def cumulative_regret(self) -> float | None:
+        """Mean of 1 - normalised training score over the online episodes (the paper's table 2)."""
+        if self.num_online_episodes == 0:
+            return None
+        return 1.0 - self.score_sum / self.num_online_episodes
+
+    @property
+    def switch_drop(self) -> float | None:
+        """Score at the switch minus the lowest of the first five online evaluations, at least 0."""
+        if self.score_at_switch is None or not self.scores_after_switch:
+            return None
+        return max(0.0, self.score_at_switch - min(self.scores_after_switch))
+
+    def figures(self) -> dict[str, float]:
+        """What exists so far, under the result's names."""
+        found = {
+            "num_online_env_steps": self.num_online_env_steps,
+            "num_online_episodes": self.num_online_episodes,
+            "cumulative_regret": self.cumulative_regret,
+            "switch_drop": self.switch_drop,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def get_state(self) -> dict[str, Any]:
+        """All fields as plain numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> RunSummary:
+        """A summary from `get_state`'s fields."""
+        return cls(**state)

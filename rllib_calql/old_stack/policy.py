@@ -1,0 +1,219 @@
+"""`CalQLTorchPolicy`: RLlib's face of the update and of the actor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from ray.rllib.algorithms.cql.cql_torch_policy import CQLTorchPolicy
+from ray.rllib.models.torch.torch_modelv2 import TorchModelV2
+from ray.rllib.policy.sample_batch import SampleBatch
+from ray.rllib.policy.torch_policy import TorchPolicy
+from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
+from torch import Tensor, nn
+
+from rllib_calql.config import make_update_config
+from rllib_calql.core.networks import TanhGaussianActor
+from rllib_calql.core.update import CalQLUpdate
+from rllib_calql.data.prepare import require_flat_box
+
+EPISODE_SUCCESS = "episode_success"
+INFERENCE_WEIGHTS = ("actor.", "obs_mean", "obs_std")
+
+
+class ActorModel(TorchModelV2, nn.Module):
+    """The actor as the model RLlib expects a policy to have; it shares the update's parameters."""
+
+    actor: TanhGaussianActor
+
+    def __init__(self, obs_space: gym.Space, action_space: gym.Space, model_config: dict[str, Any]) -> None:
+        nn.Module.__init__(self)
+        num_outputs = 2 * int(np.prod(action_space.shape))
+        TorchModelV2.__init__(self, obs_space, action_space, num_outputs, model_config, "calql_actor")
+
+    def forward(
+        self, input_dict: Mapping[str, Tensor], state: list[Tensor], seq_lens: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Mean and log-std, (B, 2 * act_dim), of the squashed Gaussian."""
+        policy = self.actor(input_dict["obs_flat"].float())
+        return torch.cat([policy.mean, policy.log_std], dim=-1), state
+
+
+class CalQLTorchPolicy(CQLTorchPolicy):
+    """A CQL policy whose networks, losses and optimisers are those of `CalQLUpdate`.
+
+    Nothing of CQL's own construction is used: its target networks start unsynchronised, its random actions
+    ignore the action space, and it updates only when a batch happens to have `train_batch_size` rows.
+    """
+
+    def __init__(self, observation_space: gym.Space, action_space: gym.Space, config: Any) -> None:
+        require_flat_box(observation_space, action_space)
+        TorchPolicy.__init__(
+            self,
+            observation_space,
+            action_space,
+            config,
+            model=ActorModel(observation_space, action_space, config["model"]),
+            action_sampler_fn=_sample_actions,
+        )
+        seed = config["seed"]
+        self.update = CalQLUpdate(
+            observation_space.shape[0], action_space.shape[0], make_update_config(config), self.device, seed
+        )
+        self.model.actor = self.update.actor
+        self._action_noise = torch.Generator()
+        self.first_action: np.ndarray | None = None
+        self.begin_episode(seed if seed is not None else int(np.random.SeedSequence().generate_state(1)[0]))
+
+    # ---- acting
+
+    def begin_episode(self, seed: int, first_action: np.ndarray | None = None) -> None:
+        """Starts an episode's exploration noise anew, so that an episode is a function of its seed.
+
+        Args:
+            seed: of the noise.
+            first_action: taken as the episode's first action. RLlib's sampler computes it as soon as the
+                episode before has ended, with the weights of that time; a resumed run has to repeat it.
+        """
+        self._action_noise.manual_seed(seed)
+        self._given_first_action = first_action
+        self._at_first_action = True
+
+    def sample_actions(self, observations: Tensor, explore: bool) -> tuple[Tensor, Tensor]:
+        """Actions (B, act_dim) in [-1, 1] and log-probabilities (B,)."""
+        noise = None
+        if explore:
+            shape = (len(observations), self.update.act_dim)
+            noise = torch.randn(shape, generator=self._action_noise).to(self.device)
+        actions, log_probs = self.update.act(observations.reshape(len(observations), -1).float(), noise)
+        if self._at_first_action:
+            self._at_first_action = False
+            if self._given_first_action is not None and self._given_first_action.shape == actions.shape:
+                actions = torch.as_tensor(self._given_first_action, device=self.device)
+            self.first_action = actions.cpu().numpy().copy()
+        return actions, log_probs
+
+    def compute_log_likelihoods(
+        self,
+        actions: Tensor | np.ndarray,
+        obs_batch: Tensor | np.ndarray,
+        state_batches: Any = None,
+        prev_action_batch: Any = None,
+        prev_reward_batch: Any = None,
+        actions_normalized: bool = True,
+        **kwargs: Any,
+    ) -> Tensor:
+        """log pi(a|s) of given actions; (B,).
+
+        Args:
+            actions: (B, act_dim), in [-1, 1] or, with `actions_normalized=False`, in the environment's bounds.
+            obs_batch: (B, obs_dim).
+        """
+        actions = torch.as_tensor(actions, dtype=torch.float32, device=self.device)
+        if not actions_normalized:
+            low = torch.as_tensor(self.action_space.low, device=self.device)
+            high = torch.as_tensor(self.action_space.high, device=self.device)
+            actions = 2.0 * (actions - low) / (high - low) - 1.0
+        observations = torch.as_tensor(obs_batch, dtype=torch.float32, device=self.device)
+        with torch.no_grad():
+            return self.update.actor(self.update.normalize(observations)).log_prob(actions)
+
+    def postprocess_trajectory(
+        self, sample_batch: SampleBatch, other_agent_batches: Any = None, episode: Any = None
+    ) -> SampleBatch:
+        """Replaces the step infos, which training does not need, by a flag: whether the episode succeeded."""
+        if episode is not None:
+            info = episode.last_info_for(episode.get_agents()[0]) or {}
+            success = bool(info.get(EPISODE_SUCCESS, False))
+            episode.custom_metrics["success"] = float(success)
+            sample_batch[EPISODE_SUCCESS] = np.full(len(sample_batch), success)
+        sample_batch.pop(SampleBatch.INFOS, None)
+        return sample_batch
+
+    # ---- learning
+
+    def compute_gradients(self, postprocessed_batch: SampleBatch) -> tuple[None, dict[str, Any]]:
+        """One whole update, optimiser steps included (as RLlib's CQL does); `apply_gradients` adds nothing.
+
+        The batch needs `obs`, `new_obs`, `actions` in [-1, 1], `rewards`, `terminateds` and `mc_returns`.
+        """
+        metrics = self.update.step(self.update.to_tensors(from_sample_batch(postprocessed_batch)))
+        return None, {LEARNER_STATS_KEY: {name: float(value) for name, value in metrics.items()}}
+
+    def optimizer(self) -> list[torch.optim.Optimizer]:
+        """None of RLlib's: the update owns its optimiser."""
+        return []
+
+    def update_target(self, tau: float | None = None) -> None:
+        """Moves the target critics by `tau` (default: the configured one); the update does so by itself."""
+        self.update.update_targets(self.update.config.tau if tau is None else tau)
+
+    # ---- state
+
+    def get_weights(self) -> dict[str, np.ndarray]:
+        """Every network, temperature and the normaliser, by name."""
+        return self.update.weights()
+
+    def inference_weights(self) -> dict[str, np.ndarray]:
+        """Only what acting needs."""
+        return {k: v for k, v in self.update.weights().items() if k.startswith(INFERENCE_WEIGHTS)}
+
+    def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Takes over all or some weights; what is absent stays."""
+        self.update.load_weights(weights)
+
+    def get_state(self) -> dict[str, Any]:
+        """RLlib's policy state, with the whole state of the update."""
+        state = TorchPolicy.get_state(self)
+        update = self.update.get_state()
+        state["weights"] = update.pop("weights")
+        state["update"] = update
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes over a state made by `get_state`."""
+        TorchPolicy.set_state(self, state)
+        self.update.set_state({**state["update"], "weights": state["weights"]})
+
+
+def _sample_actions(
+    policy: CalQLTorchPolicy,
+    model: ActorModel,
+    input_dict: Mapping[str, Tensor],
+    state_batches: list[Tensor],
+    explore: bool,
+    timestep: int,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    actions, log_probs = policy.sample_actions(input_dict[SampleBatch.CUR_OBS], explore)
+    return actions, log_probs, []
+
+
+def from_sample_batch(batch: SampleBatch) -> dict[str, np.ndarray]:
+    """RLlib's column names to ours."""
+    return {
+        "observations": batch[SampleBatch.OBS],
+        "actions": batch[SampleBatch.ACTIONS],
+        "rewards": batch[SampleBatch.REWARDS],
+        "next_observations": batch[SampleBatch.NEXT_OBS],
+        "dones": batch[SampleBatch.TERMINATEDS],
+        "mc_returns": batch["mc_returns"],
+    }
+
+
+def to_sample_batch(batch: Mapping[str, np.ndarray]) -> SampleBatch:
+    """Our column names to RLlib's, with `mc_returns`."""
+    terminated = batch["dones"] > 0.0
+    return SampleBatch(
+        {
+            SampleBatch.OBS: batch["observations"],
+            SampleBatch.ACTIONS: batch["actions"],
+            SampleBatch.REWARDS: batch["rewards"],
+            SampleBatch.NEXT_OBS: batch["next_observations"],
+            SampleBatch.TERMINATEDS: terminated,
+            SampleBatch.TRUNCATEDS: np.zeros_like(terminated),
+            "mc_returns": batch["mc_returns"],
+        }
+    )

@@ -1,0 +1,92 @@
+"""`CalQLReplayBuffer`: RLlib's face of the mixing replay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.replay_buffers import ReplayBuffer
+
+from rllib_calql.data import EpisodeStore, MixedReplay, Preparation, Transitions
+from rllib_calql.old_stack.policy import to_sample_batch
+
+
+class CalQLReplayBuffer(ReplayBuffer):
+    """Offline rows that are never evicted, and whole online episodes, mixed in a fixed, proportional or
+    scheduled ratio (`MixedReplay` has the rules).
+
+    Args:
+        obs_dim, act_dim: sizes of observations and actions.
+        offline: prepared offline rows, or None.
+        preparation: what is done to online episodes when they enter; offline rows have been through it.
+        capacity: online rows kept, first in first out by whole episodes.
+        mixing_ratio: see `MixedReplay`.
+        seed: of the sampling.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        act_dim: int,
+        offline: Transitions | None = None,
+        preparation: Preparation | None = None,
+        capacity: int = 1_000_000,
+        mixing_ratio: float | Sequence[Sequence[float]] = 0.5,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(capacity=capacity, storage_unit="episodes", **kwargs)
+        self.replay = MixedReplay(offline, capacity, mixing_ratio, seed, obs_dim, act_dim)
+        self.preparation = preparation or Preparation()
+
+    def __len__(self) -> int:
+        """Online rows stored."""
+        return len(self.replay.online)
+
+    def add(self, batch: SampleBatch | MultiAgentBatch, **kwargs: Any) -> None:
+        """Adds finished episodes with environment rewards and actions in [-1, 1]; returns are added here.
+
+        Raises:
+            ValueError: an episode in the batch has no end.
+        """
+        for part in split_episodes(batch):
+            self.add_episode(episode_of(part))
+
+    def add_episode(self, episode: Transitions) -> None:
+        """Adds one raw episode."""
+        self.replay.add(self.preparation(episode))
+
+    def sample(self, num_items: int, *, online: bool = True, **kwargs: Any) -> SampleBatch:
+        """`num_items` rows with replacement, `mc_returns` among their columns."""
+        return to_sample_batch(self.replay.sample(num_items, online=online))
+
+    def get_state(self) -> dict[str, Any]:
+        """Online rows and the generator; never the offline rows."""
+        return self.replay.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes over a state made by `get_state`."""
+        self.replay.set_state(state)
+
+
+def split_episodes(batch: SampleBatch | MultiAgentBatch) -> list[SampleBatch]:
+    """The single policy's rows, an entry per episode."""
+    if isinstance(batch, MultiAgentBatch):
+        (batch,) = batch.policy_batches.values()
+    return batch.split_by_episode()
+
+
+def episode_of(part: SampleBatch) -> Transitions:
+    """One episode's rows as raw `Transitions`; the last row must end it (ValueError)."""
+    terminated = bool(part[SampleBatch.TERMINATEDS][-1])
+    if not terminated and not bool(part[SampleBatch.TRUNCATEDS][-1]):
+        raise ValueError(
+            "only whole episodes enter the replay: this one has no end (use batch_mode='complete_episodes')"
+        )
+    return Transitions.from_episode(
+        [*part[SampleBatch.OBS], part[SampleBatch.NEXT_OBS][-1]],
+        part[SampleBatch.ACTIONS],
+        part[SampleBatch.REWARDS],
+        terminated,
+    )
