@@ -92,7 +92,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     config = load_config(options.file, options.set)
-    ray.init(include_dashboard=False, log_to_driver=False)
+    ray.init("local", include_dashboard=False, log_to_driver=False)
     curve = run(config, options.json.stem, options.checkpoint)
     write(options.json, config, curve)
     print(f"wrote {options.json}")

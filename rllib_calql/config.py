@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from ray.rllib.algorithms.algorithm_config import NotProvided
 from ray.rllib.algorithms.cql import CQLConfig
+from ray.tune.search.sample import Domain
 
 from rllib_calql.core.networks import ACTIVATIONS
 from rllib_calql.core.update import Precision, UpdateConfig
@@ -263,6 +264,8 @@ class CalQLConfig(CQLConfig):
         known = set(vars(self)) | _ALIASES
         checked: dict[str, Any] = {}
         for key, value in config_dict.items():
+            if key.startswith("__"):  # Tune's own notes for the trial, such as __stdout_file__
+                continue
             name = self._translate_special_keys(key, warn_deprecated=False)
             if name not in known and key not in known:
                 close = difflib.get_close_matches(key, sorted(known), n=1)
@@ -276,7 +279,7 @@ class CalQLConfig(CQLConfig):
         return self
 
     def _set(self, name: str, value: Any) -> None:
-        if name in ("policy_model_config", "q_model_config"):
+        if name in ("policy_model_config", "q_model_config") and not is_search_space(value):
             if not isinstance(value, Mapping):
                 raise ValueError(f"{name} must be a dict with {', '.join(MODEL_KEYS)}, not {value!r}")
             if unknown := sorted(set(value) - set(MODEL_KEYS)):
@@ -288,7 +291,7 @@ class CalQLConfig(CQLConfig):
     def _checked(self, name: str, value: Any) -> Any:
         """The value in its setting's type; text that is a number becomes one (YAML reads 3e-4 as text)."""
         kinds = _NUMBERS.get(name)
-        if kinds is None:
+        if kinds is None or is_search_space(value):
             return value
         kind, optional = kinds
         if value is None and optional:
@@ -388,6 +391,11 @@ class CalQLConfig(CQLConfig):
             )
 
 
+def is_search_space(value: Any) -> bool:
+    """Whether Tune has yet to choose this setting's value."""
+    return isinstance(value, Domain) or (isinstance(value, Mapping) and "grid_search" in value)
+
+
 def make_update_config(settings: Any) -> UpdateConfig:
     """The update's hyperparameters from a config, or from the dict that RLlib hands to a policy."""
     derived: dict[str, Any] = {
@@ -476,7 +484,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("float32", "bfloat16", "float64"),
     "truncation_mode": ("stop", "infinite", "drop"),
 }
-# Keys of dicts that RLlib translates or that Tune adds.
+# Keys of dicts that RLlib translates.
 _ALIASES = {
     "input",
     "num_workers",
@@ -487,7 +495,6 @@ _ALIASES = {
     "multiagent",
     "create_env_on_driver",
     "custom_eval_function",
-    "__trial_info__",
     "_enable_new_api_stack",
     "class",
 }

@@ -90,7 +90,7 @@ def test_gymnasium_env_checker(name: str, frame: str) -> None:
     check_env(make(name, frame=frame).unwrapped, skip_render_check=True)
 
 
-# D4RL's coordinates, worked out by hand from its published maps: 4 m cells, the origin at the start cell (1, 1).
+# D4RL's coordinates, by hand from its published maps: 4 m cells, the origin at the start cell (1, 1).
 @pytest.mark.parametrize(
     ("maze", "goal", "walls", "free"),
     [
@@ -256,6 +256,16 @@ def test_goal_and_start_noise() -> None:
     assert make(POINT, position_noise=0.0).reset(seed=0)[0].tolist() == [-1, -1, 0, 0]
     moved, _ = make(POINT, position_noise=0.0).reset(options={"start_cell": (2, 3)})
     assert moved.tolist() == [1, 0, 0, 0]
+
+
+def test_random_start_covers_every_free_cell_but_the_goals() -> None:
+    env = make(POINT, random_start=True, position_noise=0.25)
+    layout = env.unwrapped.layout
+    assert layout.free_cells().tolist() == [[1, 2], [1, 3], [2, 3], [3, 1], [3, 2], [3, 3]]
+    starts = np.stack([env.reset(seed=seed)[0][:2] for seed in range(60)])
+    assert {tuple(cell) for cell in layout.xy_to_cell(starts).tolist()} == set(
+        map(tuple, layout.free_cells())
+    )
 
 
 def test_frame_skip_repeats_the_action() -> None:

@@ -17,6 +17,8 @@ import gymnasium as gym
 import numpy as np
 import ray
 import typer
+from ray.rllib.connectors.agent.mean_std_filter import MeanStdObservationFilterAgentConnector
+from ray.rllib.connectors.agent.obs_preproc import ObsPreprocessorConnector
 from ray.rllib.connectors.env_to_module import EnvToModulePipeline
 from ray.rllib.connectors.module_to_env import ModuleToEnvPipeline
 from ray.rllib.core import (
@@ -33,7 +35,7 @@ from ray.rllib.core.rl_module import RLModule
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.policy.policy import Policy
-from ray.rllib.utils.policy import local_policy_inference
+from ray.rllib.utils.typing import ActionConnectorDataType, AgentConnectorDataType
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rllib_calql.cli.experiments import algorithm_class, merged, parse_mapping
@@ -93,7 +95,9 @@ def run(options: EvaluateOptions) -> None:
     if not episodes:
         raise UserError(f"no episode ended within --steps {options.steps}: allow more")
     summary = summarise(episodes, trained)
-    typer.echo(", ".join(f"{name} {value:.6g}" for name, value in summary.items() if np.isscalar(value)))
+    typer.echo(
+        ", ".join(f"{name} {value:.6g}" for name, value in summary.items() if not isinstance(value, list))
+    )
     if options.out:
         save(Path(options.out), episodes, summary, infos=options.save_info)
 
@@ -124,12 +128,27 @@ def _old_stack(checkpoint: Path) -> Trained:
         )
     policy = policies[DEFAULT_MODULE_ID]
 
+    # Those that make an observation what the policy was trained on, as in `Algorithm.compute_single_action`.
+    kinds = (ObsPreprocessorConnector, MeanStdObservationFilterAgentConnector)
+    connectors = [connector for kind in kinds for connector in policy.agent_connectors[kind]]
+    for connector in (*connectors, policy.action_connectors):
+        connector.in_eval()
+    memory: dict[str, list[Any]] = {}
+
     def act(episode: SingleAgentEpisode, explore: bool) -> tuple[Any, dict[str, Any]]:
-        if len(episode) == 0:
-            policy.agent_connectors.reset(episode.id_)
-        observation = episode.get_observations(-1)
-        action = local_policy_inference(policy, episode.id_, "agent", observation, explore=explore)[0][0]
-        return action, {Columns.ACTIONS: action}
+        data = [AgentConnectorDataType("env", "agent", {Columns.OBS: episode.get_observations(-1)})]
+        for connector in connectors:
+            data = connector(data)
+        started = len(episode) > 0
+        action, memory["state"], _ = policy.compute_single_action(
+            data[0].data[Columns.OBS],
+            memory["state"] if started else policy.get_initial_state(),
+            prev_action=episode.get_actions(-1) if started else np.zeros_like(policy.action_space.sample()),
+            prev_reward=episode.get_rewards(-1) if started else 0.0,
+            explore=explore,
+        )
+        output = ActionConnectorDataType("env", "agent", {}, (action, memory["state"], {}))
+        return policy.action_connectors(output).output[0], {Columns.ACTIONS: action}
 
     # A preprocessed space (one-hot, flattened) remembers what it was made from.
     observation_space = getattr(policy.observation_space, "original_space", policy.observation_space)

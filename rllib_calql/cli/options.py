@@ -133,7 +133,9 @@ class TrainOptions(LogOptions):
     experiment_name: Annotated[
         str | None, typer.Option("--experiment-name", "-n", help="Name of the folder for the results.")
     ] = None
-    num_samples: Annotated[int | None, typer.Option(help="How often to sample the search space.")] = None
+    num_samples: Annotated[int | None, typer.Option(min=1, help="How often to sample the search space.")] = (
+        None
+    )
     storage_path: Annotated[
         str | None, typer.Option(help="Folder or URI for the results; ~/ray_results by default.")
     ] = None

@@ -55,22 +55,23 @@ def run(experiments: dict[str, Spec], options: TrainOptions) -> None:
         )
     if options.v or options.vv:
         logging.getLogger("ray").setLevel(logging.DEBUG if options.vv else logging.INFO)
-    with started_ray(options), contextlib.ExitStack() as stack:
+    with started_ray(options):
         if not options.ray_address:
             refuse_too_large(checked, ray.cluster_resources())
-        verbose = 2 if options.v or options.vv else 1
-        if sys.stdout.isatty() and verbose == 1:
-            # The bars say all that Tune's regular tables would, and those would tear them apart.
-            verbose = 0
-            callbacks.append(ProgressBars(stack.enter_context(progress_display())))
-        trials = run_experiments(
-            experiments,
-            scheduler=trial_scheduler,
-            resume=options.resume,
-            verbose=verbose,
-            callbacks=callbacks,
-            raise_on_failed_trial=False,
-        )
+        with contextlib.ExitStack() as display:
+            verbose = 2 if options.v or options.vv else 1
+            if sys.stdout.isatty() and verbose == 1:
+                # The bars say all that Tune's regular tables would, and those would tear them apart.
+                verbose = 0
+                callbacks.append(ProgressBars(display.enter_context(progress_display())))
+            trials = run_experiments(
+                experiments,
+                scheduler=trial_scheduler,
+                resume=options.resume,
+                verbose=verbose,
+                callbacks=callbacks,
+                raise_on_failed_trial=False,
+            )
         code = report(trials)
     if code:
         raise typer.Exit(code)
@@ -158,21 +159,21 @@ def started_ray(options: TrainOptions) -> Iterator[None]:
         "num_gpus": options.ray_num_gpus,
         "object_store_memory": options.ray_object_store_memory,
     }
-    address = options.ray_address
-    if options.ray_num_nodes:
-        if address:
-            raise UserError(
-                "--ray-num-nodes emulates a cluster here; --ray-address joins another. Choose one."
-            )
-        cluster = Cluster()
-        for _ in range(options.ray_num_nodes):
-            cluster.add_node(include_dashboard=False, **{k: v for k, v in limits.items() if v is not None})
-        address, limits = cluster.address, {}
-    ray.init(address=address, include_dashboard=False, **limits)
-    try:
+    with contextlib.ExitStack() as stack:
+        # Without "local", Ray would join whatever cluster happens to run on this machine.
+        address = options.ray_address or "local"
+        if options.ray_num_nodes:
+            if options.ray_address:
+                raise UserError("--ray-num-nodes emulates a cluster, --ray-address joins one: choose")
+            cluster = Cluster()
+            stack.callback(cluster.shutdown)
+            for _ in range(options.ray_num_nodes):
+                given = {name: limit for name, limit in limits.items() if limit is not None}
+                cluster.add_node(include_dashboard=False, **given)
+            address, limits = cluster.address, {}
+        ray.init(address=address, include_dashboard=False, **limits)
+        stack.callback(ray.shutdown)
         yield
-    finally:
-        ray.shutdown()
 
 
 # ---- after -------------------------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ def report(trials: list[Trial]) -> int:
         if trial.status == Trial.ERROR:
             code = 1
             lines = (trial.get_error() or "no error was recorded").strip().splitlines()
-            typer.echo(f"Error: {trial} failed: {lines[-1]} (traceback: {trial.error_file})", err=True)
+            typer.echo(f"Error: {trial} failed: {lines[-1]} (traceback: {trial.path}/error.txt)", err=True)
         elif not trial.last_result.get("done"):
             code = code or 130
             typer.echo(f"{trial} was interrupted: the same command with --resume goes on with it", err=True)

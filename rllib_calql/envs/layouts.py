@@ -133,6 +133,10 @@ class Layout:
         row, column = np.moveaxis(np.where(inside[..., None], cell, 0), -1, 0)
         return np.asarray(self.walls[row, column])
 
+    def free_cells(self) -> np.ndarray:
+        """(cells, 2) int: rows and columns of the cells from which a way leads to the goal (itself not)."""
+        return np.argwhere(self.distances_to(self.goal) > 0)
+
     def distances_to(self, cell: Cell) -> np.ndarray:
         """(rows, columns) int: steps between neighbouring free cells to `cell`; -1 where no way leads."""
         distance = np.full(self.walls.shape, -1)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import gymnasium as gym
 import numpy as np
 
-from rllib_calql.envs.layouts import Frame, Layout, MazeMap, check_cell, default_map
+from rllib_calql.envs.layouts import Cell, Frame, Layout, MazeMap, check_cell, default_map
 
 
 class _Maze(gym.Env[np.ndarray, np.ndarray]):
@@ -39,6 +39,7 @@ class _Maze(gym.Env[np.ndarray, np.ndarray]):
         *,
         goal_draw: Literal["fixed", "d4rl"],
         goal_radius: float | None,
+        random_start: bool,
         position_noise: float,
         render_mode: str | None,
         **simulation: Any,
@@ -51,6 +52,7 @@ class _Maze(gym.Env[np.ndarray, np.ndarray]):
         self.goal_radius = self._RADIUS[layout.frame] if goal_radius is None else float(goal_radius)
         self.render_mode = render_mode
         self._goal_draw = goal_draw
+        self._random_start = random_start
         self._position_noise = position_noise
         self.goal = layout.cell_to_xy(layout.goal)
 
@@ -81,9 +83,7 @@ class _Maze(gym.Env[np.ndarray, np.ndarray]):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start an episode at the start cell; `options={"start_cell": (row, column)}` moves it once."""
         super().reset(seed=seed)
-        start_cell = check_cell(
-            "start_cell", (options or {}).get("start_cell", self.layout.start), self.layout.walls
-        )
+        start_cell = self._start_cell(options or {})
         size = self.layout.cell_size
         self.goal = self.layout.cell_to_xy(self.layout.goal)
         if self._goal_draw == "d4rl":
@@ -96,6 +96,14 @@ class _Maze(gym.Env[np.ndarray, np.ndarray]):
         self._simulation.generate_reset_pos = lambda: start + self._origin
         parts, _ = self._simulation.reset(seed=seed)
         return self._flatten(parts), {"success": False}
+
+    def _start_cell(self, options: dict[str, Any]) -> Cell:
+        if "start_cell" in options:
+            return check_cell("start_cell", options["start_cell"], self.layout.walls)
+        if self._random_start:
+            row, column = self.np_random.choice(self.layout.free_cells())
+            return int(row), int(column)
+        return self.layout.start
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One control step; `terminated` exactly when the robot is within `goal_radius` of the goal."""
@@ -130,6 +138,7 @@ class AntMaze(_Maze):
         goal_draw: "fixed" at the goal cell's centre, or "d4rl": drawn anew for each episode as antmaze-v2
             does, centre + U(0, 1) + U(0, 0.5) metres on each axis.
         goal_radius: metres, instead of the frame's.
+        random_start: start in any free cell but the goal's instead of the start cell.
         position_noise: the start is uniform within this share of a cell around its centre.
         reset_noise_scale: noise of the ant's own start pose and velocity, D4RL's 0.1 by default.
         dynamics: "d4rl" or "gymnasium", the frame's by default. They are different robots: D4RL's moves in
@@ -149,6 +158,7 @@ class AntMaze(_Maze):
         goal_cell: Sequence[int] | None = None,
         goal_draw: Literal["fixed", "d4rl"] = "fixed",
         goal_radius: float | None = None,
+        random_start: bool = False,
         position_noise: float = 0.0,
         reset_noise_scale: float = 0.1,
         dynamics: Frame | None = None,
@@ -156,12 +166,15 @@ class AntMaze(_Maze):
     ) -> None:
         if dynamics not in (None, "d4rl", "gymnasium"):
             raise ValueError(f"dynamics must be 'd4rl' or 'gymnasium', not {dynamics!r}")
-        layout = Layout.parse(maze_map or default_map(maze, frame), 4.0, frame, start_cell, goal_cell)
+        layout = Layout.parse(
+            default_map(maze, frame) if maze_map is None else maze_map, 4.0, frame, start_cell, goal_cell
+        )
         super().__init__(
             "ant_maze_v5:AntMazeEnv",
             layout,
             goal_draw=goal_draw,
             goal_radius=goal_radius,
+            random_start=random_start,
             position_noise=position_noise,
             render_mode=render_mode,
             include_cfrc_ext_in_observation=False,
@@ -182,8 +195,8 @@ class PointMaze(_Maze):
     gymnasium-robotics' frame by default; "d4rl" here means AntMaze's D4RL frame, with cells of 1 m.
 
     Args:
-        frame_skip: simulation steps of 0.01 s per action. More than gymnasium-robotics' 1 shortens the task in
-            actions (5 makes them as long as an ant's), so that it is learned faster.
+        frame_skip: simulation steps of 0.01 s per action. More than gymnasium-robotics' 1 makes a task of
+            fewer actions (with 5 they last as long as an ant's), which is learned faster.
     """
 
     _KEYS = ("observation",)
@@ -198,18 +211,22 @@ class PointMaze(_Maze):
         goal_cell: Sequence[int] | None = None,
         goal_draw: Literal["fixed", "d4rl"] = "fixed",
         goal_radius: float | None = None,
+        random_start: bool = False,
         position_noise: float = 0.1,
         frame_skip: int = 1,
         render_mode: str | None = None,
     ) -> None:
         if frame_skip < 1:
             raise ValueError(f"frame_skip must be at least 1, not {frame_skip}")
-        layout = Layout.parse(maze_map or default_map(maze, frame), 1.0, frame, start_cell, goal_cell)
+        layout = Layout.parse(
+            default_map(maze, frame) if maze_map is None else maze_map, 1.0, frame, start_cell, goal_cell
+        )
         super().__init__(
             "point_maze:PointMazeEnv",
             layout,
             goal_draw=goal_draw,
             goal_radius=goal_radius,
+            random_start=random_start,
             position_noise=position_noise,
             render_mode=render_mode,
         )

@@ -92,6 +92,8 @@ class EpisodeWrapper(gym.Wrapper):
 
 def _create_env(runner: CalQLRolloutWorker, env_creator: Callable[[Any], Any], context: Any) -> Any:
     env = env_creator(context)
+    if env is None:  # offline only
+        return None
     if not isinstance(env, gym.Env):
         raise ValueError(f"CalQL needs a single-agent gymnasium.Env, and the environment is a {type(env)}")
     return EpisodeWrapper(env, runner)

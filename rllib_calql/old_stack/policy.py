@@ -175,7 +175,10 @@ class CalQLTorchPolicy(CQLTorchPolicy):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Takes over a state made by `get_state`."""
+        config = self.config
         TorchPolicy.set_state(self, state)
+        # RLlib also takes over the saving policy's config, with which evaluation runners would explore.
+        self.config = config
         self.update.set_state({**state["update"], "weights": state["weights"]})
 
 

@@ -102,7 +102,7 @@ def generate(recipe: Recipe) -> Transitions:
 def _walk(env: Any, walker: Walker, rng: np.random.Generator) -> Transitions:
     """One episode of a walker."""
     layout = env.unwrapped.layout
-    free = np.argwhere(~layout.walls & (layout.distances_to(layout.goal) > 0))
+    free = layout.free_cells()
     start = free[rng.integers(len(free))] if walker.starts_anywhere else layout.start
     observation, _ = env.reset(options={"start_cell": start})
     observations, actions, rewards = [observation], [], []

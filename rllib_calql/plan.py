@@ -1,0 +1,97 @@
+"""What a config would do, found out by opening its dataset and its environment; nothing is trained."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gymnasium as gym
+from ray.rllib.env.env_context import EnvContext
+from ray.rllib.models.catalog import ModelCatalog
+from ray.tune.registry import ENV_CREATOR, _global_registry
+
+from rllib_calql.algorithm import CalQL, open_offline_data
+from rllib_calql.config import CalQLConfig, make_update_config
+from rllib_calql.core.update import CalQLUpdate
+
+
+def make_plan(config: CalQLConfig) -> dict[str, dict[str, Any]]:
+    """Sections of named figures: data, environment, phases, networks, resources.
+
+    Raises:
+        ValueError: the config is refused. DatasetError: the data cannot be used, or do not fit.
+    """
+    config = config.copy(copy_frozen=False)
+    config.validate()
+    observation_space, action_space, environment = _spaces(config)
+    data = open_offline_data(config, observation_space, action_space)
+    update = CalQLUpdate(observation_space.shape[0], action_space.shape[0], make_update_config(vars(config)))
+    offline, per_iteration = config.num_offline_updates, config.min_train_updates_per_iteration
+    plan: dict[str, dict[str, Any]] = {
+        "environment": environment,
+        "phases": {
+            "offline updates": offline,
+            "offline iterations": math.ceil(offline / per_iteration),
+            "online environment steps": config.num_online_env_steps,
+            "online updates": math.floor(config.num_online_env_steps * config.utd_ratio),
+            "batch size": config.train_batch_size,
+            "mixing ratio": config.mixing_ratio,
+        },
+        "networks": {
+            "actor": "-".join(map(str, config.policy_model_config["fcnet_hiddens"])),
+            "critics": f"{config.num_critics} x " + "-".join(map(str, config.q_model_config["fcnet_hiddens"])),
+            "actor parameters": sum(p.numel() for p in update.actor.parameters()),
+            "critic parameters": sum(p.numel() for p in update.critics.parameters()),
+            "precision": config.precision,
+        },
+        "resources": {
+            "env runners": config.num_env_runners,
+            "environments per runner": config.num_envs_per_env_runner,
+            "evaluation runners": config.evaluation_num_env_runners,
+            "GPUs of the update": config.num_gpus,
+            "bundles": CalQL.default_resource_request(config.to_dict()).bundles,
+        },
+    }
+    if data is not None:
+        returns = data.mc_returns
+        assert returns is not None
+        plan["data"] = {
+            "dataset": config.input_ if isinstance(config.input_, str) else "given in memory",
+            "transitions": len(data),
+            "episodes": data.num_episodes,
+            "terminated episodes": int(data.terminated.sum()),
+            "rewards after scaling": f"{data.rewards.min():g} to {data.rewards.max():g}",
+            "returns-to-go": f"{returns.min():g} to {returns.max():g}",
+        }
+    return plan
+
+
+def _spaces(config: CalQLConfig) -> tuple[gym.spaces.Box, gym.spaces.Box, dict[str, Any]]:
+    """Spaces as the policy sees them, from the environment or, without one, from the config."""
+    if config.env is None:
+        if config.observation_space is None or config.action_space is None:
+            raise ValueError(
+                "without an environment the config needs its spaces: "
+                "environment(observation_space=..., action_space=...)"
+            )
+        return config.observation_space, config.action_space, {"id": "none"}
+    env = _create(config)
+    observation_space = ModelCatalog.get_preprocessor_for_space(env.observation_space).observation_space
+    described = {
+        "id": str(config.env),
+        "observations": str(env.observation_space),
+        "actions": str(env.action_space),
+        "time limit": getattr(env.spec, "max_episode_steps", None),
+    }
+    action_space = env.action_space
+    env.close()
+    return observation_space, action_space, described
+
+
+def _create(config: CalQLConfig) -> gym.Env:
+    context = EnvContext(config.env_config, worker_index=0)
+    if isinstance(config.env, type):
+        return config.env(context)
+    if _global_registry.contains(ENV_CREATOR, config.env):
+        return _global_registry.get(ENV_CREATOR, config.env)(context)
+    return gym.make(config.env, **context)

@@ -1,0 +1,71 @@
+"""A run that is stopped and restored goes on exactly as one that was not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rllib_calql import CalQL, CalQLConfig
+from rllib_calql.data import Transitions
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+SMALL = {"fcnet_hiddens": [16, 16]}
+
+
+def small_config(data: Transitions, num_env_runners: int, **training: Any) -> CalQLConfig:
+    settings = {
+        "num_offline_updates": 20,
+        "num_online_env_steps": 10_000,
+        "min_train_updates_per_iteration": 10,
+        "train_batch_size": 32,
+        "utd_ratio": 0.2,
+        "policy_model_config": SMALL,
+        "q_model_config": SMALL,
+        "lagrangian": True,
+        **training,
+    }
+    return (
+        CalQLConfig()
+        .environment("Pendulum-v1", env_config={"max_episode_steps": 50})
+        .offline_data(input_=data)
+        .training(**settings)
+        .env_runners(num_env_runners=num_env_runners)
+        .evaluation(evaluation_interval=1, evaluation_duration=1)
+        .debugging(seed=5)
+    )
+
+
+def deterministic(block: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in block.items() if not key.endswith("per_second")}
+
+
+@pytest.mark.parametrize("num_env_runners", [0, 1])
+@pytest.mark.parametrize("stop_after", [1, 2, 4], ids=["offline", "at_switch", "online"])
+def test_restored_run_goes_on_bit_equal(
+    pendulum_data: Transitions, tmp_path: Path, num_env_runners: int, stop_after: int
+) -> None:
+    config = small_config(pendulum_data, num_env_runners)
+    whole = config.build_algo()
+    for _ in range(stop_after):
+        whole.train()
+    whole.save(str(tmp_path))
+    expected = [whole.train() for _ in range(3)]
+    expected_weights = whole.get_policy().get_weights()
+    whole.stop()
+
+    restored = CalQL.from_checkpoint(str(tmp_path))
+    found = [restored.train() for _ in range(3)]
+    weights = restored.get_policy().get_weights()
+    restored.stop()
+
+    for ours, theirs in zip(found, expected, strict=True):
+        assert deterministic(ours["calql"]) == deterministic(theirs["calql"])
+        assert ours["training_iteration"] == theirs["training_iteration"]
+        for name in ("episode_return_mean",):
+            assert ours["evaluation"]["env_runners"][name] == theirs["evaluation"]["env_runners"][name]
+    for name, array in expected_weights.items():
+        np.testing.assert_array_equal(weights[name], array, err_msg=name)
