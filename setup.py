@@ -1,4 +1,4 @@
-"""Packaging of rllib_calql. Ranges are what the code is written for; constraints.txt is what it is tested with."""
+"""Packaging. The ranges are what the code is written for; constraints.txt is what it is tested with."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "rllib_calql" / "__init__.py").read_text(), re.MULTILINE)
+VERSION = re.search(
+    r'^__version__ = "(.+)"', (ROOT / "rllib_calql" / "__init__.py").read_text(), re.MULTILINE
+)
 assert VERSION is not None
 
 setup(

@@ -1,6 +1,6 @@
 """Your own logs as numpy arrays: Pendulum driven by a hand-written controller, then Cal-QL on what it logged.
 
-    python examples/numpy_dataset.py
+python examples/numpy_dataset.py
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ def log_episodes(num_episodes: int) -> Transitions:
     env = gym.make("Pendulum-v1")
     rng = np.random.default_rng(0)
     columns: dict[str, list] = {
-        name: [] for name in ("observations", "actions", "rewards", "terminated", "truncated", "next_observations")
+        name: []
+        for name in ("observations", "actions", "rewards", "terminated", "truncated", "next_observations")
     }
     for episode in range(num_episodes):
         observation, _ = env.reset(seed=episode)

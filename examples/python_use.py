@@ -1,6 +1,6 @@
 """Cal-QL from Python: pre-train on a dataset, go on in the environment, save, restore.
 
-    python examples/python_use.py
+python examples/python_use.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A hyperparameter search with Ray Tune's ASHA: poor trials stop early.
 
-    python examples/tune_asha.py --num-samples 8
+python examples/tune_asha.py --num-samples 8
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from rllib_calql import CalQLConfig
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--num-samples", type=int, default=4)
     parser.add_argument("--num-offline-updates", type=int, default=2000)
     parser.add_argument("--num-online-env-steps", type=int, default=1000)

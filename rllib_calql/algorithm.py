@@ -29,7 +29,7 @@ from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
 from rllib_calql.config import CalQLConfig
 from rllib_calql.core.update import CalQLUpdate
 from rllib_calql.data import Preparation, Transitions, check_fits, open_dataset
-from rllib_calql.metrics import RunSummary, evaluation_scores, normalized_score
+from rllib_calql.metrics import RunSummary, WeightedMeans, evaluation_scores, normalized_score
 from rllib_calql.old_stack.env_runner import CalQLRolloutWorker
 from rllib_calql.old_stack.policy import EPISODE_SUCCESS, CalQLTorchPolicy
 from rllib_calql.old_stack.replay_buffer import CalQLReplayBuffer, episode_of, split_episodes
@@ -97,48 +97,50 @@ class CalQL(CQL):
     # ---- training
 
     def step(self) -> dict[str, Any]:
-        """One training iteration; always evaluated where it ends at the switch."""
-        phase = self.phase
+        """One training iteration; always evaluated where it ends a phase, if evaluation is configured at all."""
+        phase, was_complete = self.phase, self.complete
         results = super().step()
-        at_switch = phase == "offline" and self.phase == "online"
-        if at_switch and self.eval_env_runner_group is not None and EVALUATION_RESULTS not in results:
+        ended = self.phase != phase or (self.complete and not was_complete)
+        # Parallel evaluation has used the weights from before this iteration.
+        missing = EVALUATION_RESULTS not in results or self.config.evaluation_parallel_to_training
+        if ended and missing and self.eval_env_runner_group is not None:
             results[EVALUATION_RESULTS] = self.evaluate()
         results["calql"] = self._calql_block(phase, results)
         results["done"] = self.complete
         return results
 
     def training_step(self) -> dict[str, Any]:
-        """A share of the offline phase, or whole online episodes and the updates they earn."""
-        self._figures: dict[str, float] = {}
+        """A share of the offline phase, or rounds of whole online episodes, each with the updates it earns."""
+        self._means, self._seconds, self._steps = WeightedMeans(), 0.0, 0
+        updates_before = self.update.num_updates
         if self.complete:
             logger.warning("both phases are complete: this iteration trains nothing")
-            return {}
         self.update.online = self.phase == "online"
-        if self.update.online:
-            steps = 0
-            while steps < self.config.min_env_steps_per_iteration and not self.complete:
-                steps += self._collect()
-            earned = math.floor(self.summary.num_online_env_steps * self.config.utd_ratio)
-            num_updates = earned - (self.update.num_updates - self.config.num_offline_updates)
-        else:
+        if not self.update.online:
             left = self.config.num_offline_updates - self.update.num_updates
-            num_updates = min(left, self.config.min_train_updates_per_iteration)
-        self._learn(num_updates)
+            self._learn(min(left, self.config.min_train_updates_per_iteration))
+        while self.update.online and self._steps < self.config.min_env_steps_per_iteration and not self.complete:
+            self._collect()
+            earned = math.floor(self.summary.num_online_env_steps * self.config.utd_ratio)
+            self._learn(self.config.num_offline_updates + earned - self.update.num_updates)
+        self._figures = self._means.result()
+        if num_updates := self.update.num_updates - updates_before:
+            self._figures["updates_per_second"] = num_updates / self._seconds
         return {DEFAULT_POLICY_ID: {LEARNER_STATS_KEY: dict(self._figures)}}
 
     def _learn(self, num_updates: int) -> None:
         replay, batch_size = self.local_replay_buffer.replay, self.config.train_batch_size
         online = self.update.online
         start = time.perf_counter()
-        self._figures |= self.update.run(lambda: replay.sample(batch_size, online=online), num_updates)
-        if num_updates > 0:
-            self._figures["updates_per_second"] = num_updates / (time.perf_counter() - start)
+        figures = self.update.run(lambda: replay.sample(batch_size, online=online), num_updates)
+        self._seconds += time.perf_counter() - start
+        self._means.add(figures, num_updates)
         self.get_policy().num_grad_updates += num_updates
         self._counters[NUM_ENV_STEPS_TRAINED] += num_updates * batch_size
         self._counters[NUM_AGENT_STEPS_TRAINED] += num_updates * batch_size
 
-    def _collect(self) -> int:
-        """Whole episodes, one per environment or more, into the replay; returns their steps."""
+    def _collect(self) -> None:
+        """Whole episodes, one per runner or more, into the replay."""
         start = time.perf_counter()
         runners = self.env_runner_group
         if runners.num_remote_workers() > 0:
@@ -149,10 +151,12 @@ class CalQL(CQL):
             self.local_replay_buffer.add_episode(episode)
             self.summary.add_episode(len(episode), self._training_score(part))
         steps = batch.env_steps()
+        self._steps += steps
         self._counters[NUM_ENV_STEPS_SAMPLED] += steps
         self._counters[NUM_AGENT_STEPS_SAMPLED] += steps
-        self._figures["env_steps_per_second"] = steps / (time.perf_counter() - start)
-        return steps
+        # The mean pace of a phase is the harmonic one: steps over seconds, so weigh by seconds.
+        seconds = time.perf_counter() - start
+        self._means.add({"env_steps_per_second": steps / seconds}, seconds)
 
     def _training_score(self, part: SampleBatch) -> float:
         if self.config.score_range is None:
@@ -168,6 +172,11 @@ class CalQL(CQL):
                 self.summary.add_evaluation(scores["normalized_score"], online=phase == "online")
         figures = {"phase": phase, "num_updates": self.update.num_updates, **self.summary.figures()}
         return {**figures, **self._figures, **scores}
+
+    def _before_evaluate(self) -> None:
+        """Every evaluation runs the same episode seeds, so that a curve shows the policy and not the draw."""
+        if self.eval_env_runner_group is not None:
+            self.eval_env_runner_group.foreach_env_runner(lambda runner: runner.restart_episodes())
 
     # ---- state
 
@@ -215,6 +224,8 @@ def open_offline_data(config: CalQLConfig, observation_space: Any, action_space:
         return None
     options = dict(config.input_config)
     normalized = options.pop("actions_normalized", False)
+    if options and not isinstance(config.input_, str):
+        raise ValueError(f"input_config {options} is for datasets opened by name or path, not for given ones")
     if isinstance(config.input_, Transitions):
         raw = config.input_
     elif callable(config.input_):

@@ -11,39 +11,22 @@ from typing import Any, Self
 
 from ray.rllib.algorithms.algorithm_config import NotProvided
 from ray.rllib.algorithms.cql import CQLConfig
-from ray.tune.search.sample import Domain
 
+from rllib_calql.checks import (
+    ALIASES,
+    CHOICES,
+    MODEL_KEYS,
+    OWN_CHECKS,
+    RANGES,
+    SUPERSEDED,
+    checked,
+    is_interval,
+    is_search_space,
+)
+from rllib_calql.core.hyperparameters import Precision, UpdateConfig
 from rllib_calql.core.networks import ACTIVATIONS
-from rllib_calql.core.update import Precision, UpdateConfig
 from rllib_calql.data import Preparation, Transitions, check_mixing_ratio
 from rllib_calql.data.returns import Truncation
-
-# RLlib's settings that Cal-QL replaces or has no use for: changing them is refused, with what to use instead.
-SUPERSEDED = {
-    "lr": "actor_lr, critic_lr, alpha_lr and lagrangian_lr",
-    "optimization": "actor_lr, critic_lr, alpha_lr and lagrangian_lr",
-    "twin_q": "num_critics",
-    "n_step": "nothing: Cal-QL's TD target is one-step",
-    "grad_clip": "nothing: the algorithm has no gradient clipping",
-    "training_intensity": "utd_ratio",
-    "num_steps_sampled_before_learning_starts": "nothing: online updates begin after the first episode",
-    "replay_buffer_config": "online_capacity and mixing_ratio",
-    "min_time_s_per_iteration": "min_train_updates_per_iteration and min_env_steps_per_iteration",
-    "min_train_timesteps_per_iteration": "min_train_updates_per_iteration",
-    "min_sample_timesteps_per_iteration": "min_env_steps_per_iteration",
-    "actions_in_input_normalized": "input_config={'actions_normalized': True}",
-    "normalize_actions": "nothing: actions are always normalised to [-1, 1] inside",
-    "observation_filter": "normalize_observations",
-    "exploration_config": "nothing: exploration is sampling from the policy",
-    "env_runner_cls": "nothing: CalQL has its own",
-    "batch_mode": "nothing: online data enter as complete episodes",
-    "output": "nothing yet: recording is not supported",
-    "model": "policy_model_config and q_model_config",
-    "shuffle_buffer_size": "nothing: batches are drawn uniformly from the whole dataset",
-    "_deterministic_loss": "nothing",
-    "_use_beta_distribution": "nothing",
-}
-MODEL_KEYS = ("fcnet_hiddens", "fcnet_activation")
 
 
 class CalQLConfig(CQLConfig):
@@ -131,7 +114,7 @@ class CalQLConfig(CQLConfig):
         self.min_sample_timesteps_per_iteration = 0
         self.num_steps_sampled_before_learning_starts = 0
 
-    def training(  # type: ignore[override]
+    def training(
         self,
         *,
         num_offline_updates: int = NotProvided,
@@ -177,8 +160,8 @@ class CalQLConfig(CQLConfig):
             num_online_env_steps: Environment steps of the online phase, whole episodes, so the last may end
                 after it; 0 ends the run after pre-training.
             min_train_updates_per_iteration: Updates of a training iteration in the offline phase.
-            min_env_steps_per_iteration: Environment steps of an online iteration at the least; it always
-                holds whole episodes, one per environment or more.
+            min_env_steps_per_iteration: Environment steps of an online iteration at the least. It is made of
+                rounds: whole episodes, one per env runner or more, then the updates they earn.
             utd_ratio: Updates per online environment step.
             mixing_ratio: Share of offline rows in an online batch: a number in [0, 1]; -1 for their share of
                 all rows seen so far; or a schedule [[env_steps, ratio], ...], linear between points.
@@ -205,7 +188,7 @@ class CalQLConfig(CQLConfig):
             policy_model_config: {"fcnet_hiddens", "fcnet_activation"} of the actor, merged into the present.
             q_model_config: The same of each critic.
             lagrangian_lr: Learning rate of the Lagrange multiplier alpha'.
-            learn_alpha: Tune the entropy temperature; False fixes it at `initial_alpha`.
+            learn_alpha: Tune the entropy temperature; False fixes it at `initial_alpha * alpha_multiplier`.
             alpha_multiplier: Factor on the entropy temperature.
             min_q_weight_online: Weight of the conservative term in the online phase: None keeps
                 `min_q_weight`, 0 goes on as SAC.
@@ -229,10 +212,10 @@ class CalQLConfig(CQLConfig):
         for name, value in given.items():
             if value is not NotProvided:
                 self._set(name, value)
-        super().training(**{name: self._checked(name, value) for name, value in kwargs.items()})
+        super().training(**{name: checked(name, value) for name, value in kwargs.items()})
         return self
 
-    def offline_data(  # type: ignore[override]
+    def offline_data(
         self,
         *,
         input_: str | Path | Transitions | Callable[[], Transitions] = NotProvided,
@@ -261,8 +244,8 @@ class CalQLConfig(CQLConfig):
 
     def update_from_dict(self, config_dict: Mapping[str, Any]) -> Self:
         """Merges a dict or YAML block; refuses what is unknown, and reads numbers that YAML gave as text."""
-        known = set(vars(self)) | _ALIASES
-        checked: dict[str, Any] = {}
+        known = set(vars(self)) | ALIASES
+        rest: dict[str, Any] = {}
         for key, value in config_dict.items():
             if key.startswith("__"):  # Tune's own notes for the trial, such as __stdout_file__
                 continue
@@ -271,11 +254,11 @@ class CalQLConfig(CQLConfig):
                 close = difflib.get_close_matches(key, sorted(known), n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
                 raise ValueError(f"CalQL has no setting {key!r}{hint}")
-            if name in _OWN_CHECKS:
+            if name in OWN_CHECKS:
                 self._set(name, value)
             else:
-                checked[key] = self._checked(name, value)
-        super().update_from_dict(checked)
+                rest[key] = checked(name, value)
+        super().update_from_dict(rest)
         return self
 
     def _set(self, name: str, value: Any) -> None:
@@ -286,20 +269,7 @@ class CalQLConfig(CQLConfig):
                 raise ValueError(f"{name} has no {unknown[0]!r}: it takes {', '.join(MODEL_KEYS)}")
             setattr(self, name, {**getattr(self, name), **value})
         else:
-            setattr(self, name, self._checked(name, value))
-
-    def _checked(self, name: str, value: Any) -> Any:
-        """The value in its setting's type; text that is a number becomes one (YAML reads 3e-4 as text)."""
-        kinds = _NUMBERS.get(name)
-        if kinds is None or is_search_space(value):
-            return value
-        kind, optional = kinds
-        if value is None and optional:
-            return None
-        try:
-            return _as_number(value, kind)
-        except ValueError as error:
-            raise ValueError(f"{name} must be {_KIND_NAMES[kind]}, not {value!r}") from error
+            setattr(self, name, checked(name, value))
 
     def preparation(self, **bounds: Any) -> Preparation:
         """What is done to rewards, actions and returns; `bounds` are `action_low` and `action_high`."""
@@ -323,7 +293,12 @@ class CalQLConfig(CQLConfig):
 
     def validate(self) -> None:
         """Refuses settings that are unknown, out of range, in conflict, or would be ignored."""
+        self._validate_rllib_settings()
         super().validate()
+        self._validate_ranges()
+        self._validate_data()
+
+    def _validate_rllib_settings(self) -> None:
         if self.enable_rl_module_and_learner or self.enable_env_runner_and_connector_v2:
             raise ValueError(
                 "CalQL runs on RLlib's Policy stack: keep api_stack(enable_rl_module_and_learner=False, "
@@ -339,25 +314,24 @@ class CalQLConfig(CQLConfig):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} has no effect in CalQL and is refused: use {instead}"
                 )
-        for name in vars(self).keys() - defaults.keys() - _ALIASES:
+        for name in vars(self).keys() - defaults.keys() - ALIASES:
             raise ValueError(f"CalQL has no setting {name!r}")
-        self._validate_ranges()
-        self._validate_data()
 
     def _validate_ranges(self) -> None:
-        for name, (low, high) in _RANGES.items():
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                limits = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
+            if value is not None and not (low <= value <= high and math.isfinite(value)):
+                limits = f"finite and at least {low}" if high == math.inf else f"in [{low}, {high}]"
                 raise ValueError(f"{name} must be {limits}, not {value!r}")
-        for name, choices in _CHOICES.items():
+        for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
         for name in ("policy_model_config", "q_model_config"):
             hiddens, activation = (getattr(self, name)[key] for key in MODEL_KEYS)
-            if not hiddens or not all(isinstance(width, int) and width > 0 for width in hiddens):
+            widths = hiddens if isinstance(hiddens, (list, tuple)) else ()
+            if not widths or not all(isinstance(width, int) and width > 0 for width in widths):
                 raise ValueError(f"{name}: fcnet_hiddens must be positive layer widths, not {hiddens!r}")
-            if activation not in ACTIVATIONS:
+            if activation not in tuple(ACTIVATIONS):
                 raise ValueError(f"{name}: fcnet_activation must be one of {', '.join(ACTIVATIONS)}")
         if self.num_target_critics is not None and self.num_target_critics > self.num_critics:
             raise ValueError(f"num_target_critics={self.num_target_critics} of num_critics={self.num_critics}")
@@ -365,8 +339,12 @@ class CalQLConfig(CQLConfig):
             raise ValueError(f"clip_diff_min={self.clip_diff_min} is above clip_diff_max={self.clip_diff_max}")
         if self.lagrangian and self.min_q_weight == 0.0:
             raise ValueError("lagrangian=True weighs a conservative term that min_q_weight=0 switches off")
-        if self.score_range is not None and (len(self.score_range) != 2 or self.score_range[0] >= self.score_range[1]):
+        if self.score_range is not None and not is_interval(self.score_range):
             raise ValueError(f"score_range must be [low, high] with low < high, not {self.score_range!r}")
+        if self.target_entropy not in (None, "auto") and not isinstance(self.target_entropy, (int, float)):
+            raise ValueError(
+                f"target_entropy must be 'auto' (minus act_dim) or a number, not {self.target_entropy!r}"
+            )
         check_mixing_ratio(self.mixing_ratio)
 
     def _validate_data(self) -> None:
@@ -391,11 +369,6 @@ class CalQLConfig(CQLConfig):
             )
 
 
-def is_search_space(value: Any) -> bool:
-    """Whether Tune has yet to choose this setting's value."""
-    return isinstance(value, Domain) or (isinstance(value, Mapping) and "grid_search" in value)
-
-
 def make_update_config(settings: Any) -> UpdateConfig:
     """The update's hyperparameters from a config, or from the dict that RLlib hands to a policy."""
     derived: dict[str, Any] = {
@@ -409,95 +382,6 @@ def make_update_config(settings: Any) -> UpdateConfig:
     return UpdateConfig(**derived, **{name: settings[name] for name in names})
 
 
-def _as_number(value: Any, kind: type) -> Any:
-    if kind is bool:
-        if not isinstance(value, bool):
-            raise ValueError
-        return value
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError
-    number = float(value)
-    if math.isnan(number):
-        raise ValueError
-    if kind is int:
-        if not number.is_integer():
-            raise ValueError
-        return int(number)
-    return number
-
-
-_KIND_NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
-_INTS = (
-    "num_offline_updates num_online_env_steps min_train_updates_per_iteration min_env_steps_per_iteration "
-    "online_capacity num_critics target_network_update_freq train_batch_size bc_iters num_actions "
-    "num_target_actions"
-).split()
-_FLOATS = (
-    "utd_ratio reward_scale reward_bias clip_action gamma tau actor_lr critic_lr alpha_lr lagrangian_lr "
-    "alpha_multiplier initial_alpha min_q_weight lagrangian_thresh initial_alpha_prime temperature "
-    "clip_diff_min clip_diff_max"
-).split()
-_BOOLS = (
-    "normalize_observations critic_layer_norm orthogonal_init learn_alpha calibrate calibrate_online "
-    "importance_sampling max_target_backup deterministic_backup lagrangian"
-).split()
-_NUMBERS: dict[str, tuple[type, bool]] = {
-    **dict.fromkeys(_INTS, (int, False)),
-    **dict.fromkeys(_FLOATS, (float, False)),
-    **dict.fromkeys(_BOOLS, (bool, False)),
-    "num_target_critics": (int, True),
-    "sparse_failure_reward": (float, True),
-    "min_q_weight_online": (float, True),
-    "seed": (int, True),
-    "evaluation_interval": (int, True),
-    "num_env_runners": (int, False),
-    "num_gpus": (float, False),
-}
-_OWN_CHECKS = {"policy_model_config", "q_model_config"}
-_TINY = 1e-12
-_RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(
-        ("num_offline_updates", "num_online_env_steps", "bc_iters", "min_q_weight", "min_q_weight_online"),
-        (0, math.inf),
-    ),
-    **dict.fromkeys(
-        (
-            "min_train_updates_per_iteration",
-            "min_env_steps_per_iteration",
-            "online_capacity",
-            "num_critics",
-            "num_target_critics",
-            "target_network_update_freq",
-            "train_batch_size",
-            "num_actions",
-            "num_target_actions",
-        ),
-        (1, math.inf),
-    ),
-    **dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr", "lagrangian_lr"), (0.0, 1.0)),
-    **dict.fromkeys(("utd_ratio", "temperature", "initial_alpha", "initial_alpha_prime"), (_TINY, math.inf)),
-    "alpha_multiplier": (0.0, math.inf),
-    "gamma": (0.0, 1.0),
-    "tau": (_TINY, 1.0),
-}
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "precision": ("float32", "bfloat16", "float64"),
-    "truncation_mode": ("stop", "infinite", "drop"),
-}
-# Keys of dicts that RLlib translates.
-_ALIASES = {
-    "input",
-    "num_workers",
-    "evaluation_num_workers",
-    "framework",
-    "callbacks",
-    "lambda",
-    "multiagent",
-    "create_env_on_driver",
-    "custom_eval_function",
-    "_enable_new_api_stack",
-    "class",
-}
 _DEFAULTS: dict[str, Any] = {}
 
 
@@ -506,5 +390,3 @@ def _rllib_defaults() -> dict[str, Any]:
     if not _DEFAULTS:
         _DEFAULTS.update(vars(CalQLConfig()))
     return _DEFAULTS
-
-

@@ -41,6 +41,24 @@ def normalized_score(episode_return: float, score_range: tuple[float, float]) ->
     return (episode_return - low) / (high - low)
 
 
+class WeightedMeans:
+    """Means of figures that come in portions of different weight; a figure may be absent from some."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._weights: dict[str, float] = {}
+
+    def add(self, figures: Mapping[str, float], weight: float) -> None:
+        """Counts a portion's means with its weight."""
+        for name, value in figures.items():
+            self._sums[name] = self._sums.get(name, 0.0) + weight * value
+            self._weights[name] = self._weights.get(name, 0.0) + weight
+
+    def result(self) -> dict[str, float]:
+        """The mean of every figure that came at all."""
+        return {name: total / self._weights[name] for name, total in self._sums.items()}
+
+
 @dataclass
 class RunSummary:
     """What a run has to remember across its phases; plain numbers, all in the checkpoint."""
@@ -66,7 +84,7 @@ class RunSummary:
 
     @property
     def cumulative_regret(self) -> float | None:
-        """Mean of 1 - normalised training score over the online episodes (the paper's table 2)."""
+        """Mean of 1 - normalised training score, over the online episodes (cf. the paper's table 2)."""
         if self.num_online_episodes == 0:
             return None
         return 1.0 - self.score_sum / self.num_online_episodes

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rllib_calql.core import losses
+from rllib_calql.core import UpdateConfig, losses
 from rllib_calql.core.networks import TanhGaussian
-from rllib_calql.core.update import ActorValues, CalQLUpdate, CriticValues, Noise, UpdateConfig
+from rllib_calql.core.update import ActorValues, CalQLUpdate, CriticValues, Noise
 from rllib_calql.data import return_to_go
 
 Arrays = Mapping[str, np.ndarray]
@@ -73,13 +73,13 @@ def update_config(meta: Mapping[str, Any], arrays: Arrays, precision: str) -> Up
 
 def hidden_sizes(arrays: Arrays, net: str) -> tuple[int, ...]:
     """Widths of a network's hidden layers, from its stored biases."""
-    widths = []
+    widths: list[int] = []
     while (key := f"init/{net}/{len(widths)}.bias") in arrays:
         widths.append(int(arrays[key].size))
     return tuple(widths[:-1])
 
 
-def reference_tensors(update: CalQLUpdate) -> Iterator[tuple[str, Tensor, int | None, bool]]:
+def reference_tensors(update: CalQLUpdate) -> Iterator[tuple[str, Any, int | None, bool]]:
     """Every parameter in the reference's naming: (name, our tensor, ensemble member, transposed)."""
     for index, layer in enumerate(update.actor.layers):
         yield f"policy/{index}.kernel", layer.weight, None, True
@@ -212,7 +212,9 @@ def worst(errors: Mapping[str, float]) -> tuple[float, str]:
     return errors[name], name
 
 
-def compare(arrays: Arrays, group: str, found: Mapping[str, np.ndarray], change: bool = False) -> dict[str, float]:
+def compare(
+    arrays: Arrays, group: str, found: Mapping[str, np.ndarray], change: bool = False
+) -> dict[str, float]:
     """Errors of every stored tensor of a group; with `change`, of its difference to the initial value."""
     errors = {}
     for name, expected, stride in stored(arrays, group):
@@ -241,11 +243,11 @@ def check_file(path: Path, precision: str) -> Outcome:
         def tensor(key: str, t: int = t) -> Tensor:
             return torch.as_tensor(np.asarray(arrays[key][t]), dtype=update.dtype)
 
-        batch = {
-            key.removeprefix("batch/"): tensor(key) for key in arrays if key.startswith("batch/")
-        }
+        batch = {key.removeprefix("batch/"): tensor(key) for key in arrays if key.startswith("batch/")}
         target_noise = tensor("noise/eps_next")
-        no_noise = torch.zeros(len(batch["rewards"]), update.config.num_actions, update.act_dim, dtype=update.dtype)
+        no_noise = torch.zeros(
+            len(batch["rewards"]), update.config.num_actions, update.act_dim, dtype=update.dtype
+        )
 
         def sampled(name: str, t: int = t, default: Tensor = no_noise) -> Tensor:
             return tensor(f"noise/{name}", t) if f"noise/{name}" in arrays else default
@@ -269,7 +271,9 @@ def check_file(path: Path, precision: str) -> Outcome:
     missing = []
     for name, expected, _ in stored(arrays, "scalar"):
         if name in history:
-            limit = 1.0 / arrays["noise/random_actions"][0, ..., 0].size if name.startswith("bound_rate") else 0.0
+            limit = (
+                1.0 / arrays["noise/random_actions"][0, ..., 0].size if name.startswith("bound_rate") else 0.0
+            )
             error = relative_error(np.array(history[name]), expected)
             # In float32 a value at the bound may fall on either side of it.
             if precision == "float32" and np.max(np.abs(np.array(history[name]) - expected)) <= limit + 1e-12:
@@ -322,7 +326,9 @@ def check_folder(folder: Path, precision: str) -> list[Outcome]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--float32", action="store_true", help="compute in float32 (default float64)")
     options = parser.parse_args()

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def train_to_the_end(algo: CalQL, limit: int = 30) -> list[dict[str, Any]]:
-    results = []
+    results: list[dict[str, Any]] = []
     while not results or not results[-1]["done"]:
         results.append(algo.train())
         assert len(results) < limit
@@ -57,7 +57,9 @@ def test_two_phases_counters_and_evaluation_at_the_switch(pendulum_data: Transit
     scores = [block.get("normalized_score") for block in blocks]
     for result, score in zip(results, scores, strict=True):
         if score is not None:
-            assert score == pytest.approx(1 + result["evaluation"]["env_runners"]["episode_return_mean"] / 500)
+            assert score == pytest.approx(
+                1 + result["evaluation"]["env_runners"]["episode_return_mean"] / 500
+            )
             assert result["evaluation"]["env_runners"]["episodes_this_iter"] == 2
     assert blocks[-1]["switch_drop"] == pytest.approx(max(0.0, scores[2] - min(scores[3], scores[5])))
     returns = results[-1]["env_runners"]["hist_stats"]["episode_reward"]
@@ -220,7 +222,9 @@ def test_the_class_is_known_by_name_and_is_a_cql() -> None:
 def test_tuner_runs_it_by_name(pendulum_data: Transitions, tmp_path: Path) -> None:
     config = small_config(pendulum_data, 0, num_online_env_steps=50)
     config.training(actor_lr=tune.grid_search([1e-4, 1e-3]))
-    tuner = tune.Tuner("CalQL", param_space=config, run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0))
+    tuner = tune.Tuner(
+        "CalQL", param_space=config, run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0)
+    )
     results = tuner.fit()
     assert len(results) == 2
     assert results.num_errors == 0

@@ -359,28 +359,29 @@ def test_progress_follows_the_phases() -> None:
     assert progress.position(offline, {"num_offline_updates": 10}, {}) == ("offline updates", 3, 10)
     online = {"calql": {"phase": "online", "num_online_env_steps": 7, "success_rate": 0.5}}
     assert progress.position(online, {}, {}) == ("online env steps", 7, CalQLConfig().num_online_env_steps)
-    assert progress.score(online) == "success 50%"
+    assert progress.scores(online) == {"success": "success 50%"}
     other = {"training_iteration": 2, "env_runners": {"episode_return_mean": -12.3456}}
     assert progress.position(other, {}, {"training_iteration": 5}) == ("iterations", 2, 5)
-    assert (progress.score(other), progress.score(offline)) == ("return -12.35", "")
+    assert progress.scores(other) == {"mean_return": "return -12.35"}
+    assert progress.scores(offline) == {}
 
 
 def test_progress_bars_show_one_line_per_trial() -> None:
     class Trial:
-        trial_id = "1"
+        trainable_name, trial_id = "CalQL", "1"
         config = MappingProxyType({"num_offline_updates": 4})
         stopping_criterion: MappingProxyType[str, float] = MappingProxyType({})
-
-        def __str__(self) -> str:
-            return "run_1"
 
     display = progress.progress_display()
     bars = progress.ProgressBars(display)
     for _ in range(2):  # a trial may be paused and started again
         bars.on_trial_start(0, [], Trial())
-    bars.on_trial_result(1, [], Trial(), {"calql": {"phase": "offline", "num_updates": 3}})
+    block = {"phase": "offline", "num_updates": 2, "success_rate": 0.25}
+    bars.on_trial_result(1, [], Trial(), {"calql": block})
+    bars.on_trial_result(2, [], Trial(), {"calql": {"phase": "offline", "num_updates": 3}})
     (task,) = display.tasks
-    assert (task.description, task.completed, task.total) == ("run_1: offline updates", 3, 4)
+    assert (task.description, task.completed, task.total) == ("CalQL 1: offline updates", 3, 4)
+    assert task.fields == {"success": "success 25%", "mean_return": ""}  # the latest that is known
 
 
 # ---- evaluate ----------------------------------------------------------------------------------------------
@@ -466,15 +467,20 @@ def test_evaluate_plays_the_checkpoints_policy(checkpoint: tuple[CalQL, Path], t
 
     # --steps cuts the third episode, which is then not counted
     saved: list[str | Path] = ["--steps", "75", "--out", tmp_path / "out.npz", "--save-info"]
-    result = rllib(*arguments, *saved, "--config", "{env_config: {max_episode_steps: 30, g: 9.0}}")
+    wild = "{explore: true, env_config: {g: 9.0}}"
+    result = rllib(*arguments, *saved, "--config", wild)
     assert result.exit_code == 0, result.output
     columns = np.load(tmp_path / "out.npz")
     assert columns["observations"].shape == columns["next_observations"].shape == (60, 3)
     np.testing.assert_array_equal(np.flatnonzero(columns["truncated"]), [29, 59])
     assert not columns["terminated"].any()
-    assert np.abs(columns["actions"]).max() > 1.0  # in the environment's bounds, [-2, 2]
-    assert columns["rewards"].sum() == pytest.approx(columns["returns"].sum())
     assert list(columns["infos"][:2]) == ["{}", "{}"]
+    env = gym.make("Pendulum-v1", g=9.0)
+    np.testing.assert_array_equal(columns["observations"][0], env.reset(seed=5)[0])
+    for row in range(30):
+        observation, reward, *_ = env.step(columns["actions"][row])
+        np.testing.assert_array_equal(columns["next_observations"][row], observation)
+        assert columns["rewards"][row] == pytest.approx(reward)
     np.testing.assert_array_equal(columns["observations"][1:30], columns["next_observations"][:29])
 
     assert "no episode ended within --steps 10" in refused(rllib(*arguments, "--steps", "10"))

@@ -52,7 +52,7 @@ def test_replaying_the_actions_gives_the_rows_again() -> None:
 
 
 def test_time_outs_are_truncated_with_their_final_observation() -> None:
-    env = (("max_episode_steps", 20),)
+    env = {"max_episode_steps": 20}
     data = generate(Recipe(SMALL.env_id, (Walker(1.0, noise=0.5, wanders=True),), num_rows=50, env=env))
     assert (len(data), data.num_episodes) == (60, 3)
     assert not data.terminated.any()
@@ -64,9 +64,9 @@ def test_time_outs_are_truncated_with_their_final_observation() -> None:
 
 def test_walkers_starting_anywhere_cover_the_maze() -> None:
     walker = Walker(1.0, noise=0.5, wanders=True, starts_anywhere=True)
-    data = generate(Recipe(SMALL.env_id, (walker,), num_rows=6000, env=(("max_episode_steps", 30),)))
+    data = generate(Recipe(SMALL.env_id, (walker,), num_rows=6000, env={"max_episode_steps": 30}))
     starts = data.observations[np.append(0, data.episode_ends[:-1] + 1), :2]
-    layout = gym.make(SMALL.env_id).unwrapped.layout  # type: ignore[attr-defined]
+    layout = gym.make(SMALL.env_id).unwrapped.layout
     cells = {tuple(cell) for cell in layout.xy_to_cell(starts).tolist()}
     assert cells == {(3, 1), (3, 2), (3, 3), (2, 3), (1, 3), (1, 2)}
     assert not layout.is_wall(data.observations[:, :2]).any()

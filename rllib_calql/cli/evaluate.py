@@ -228,7 +228,10 @@ def play(env: gym.Env, act: Act, options: EvaluateOptions, explore: bool) -> Ite
             if options.steps and steps >= options.steps:
                 return
             action, record = act(episode, explore)
+            seen = {"env_observations": observation, "env_actions": action}
             observation, reward, terminated, truncated, info = env.step(action)
+            # Connectors may change the episode's own observations, and its actions are the policy's.
+            seen["env_next_observations"] = observation
             episode.add_env_step(
                 observation,
                 record.pop(Columns.ACTIONS),
@@ -236,7 +239,7 @@ def play(env: gym.Env, act: Act, options: EvaluateOptions, explore: bool) -> Ite
                 info,
                 terminated=terminated,
                 truncated=truncated,
-                extra_model_outputs=record | {Columns.ACTIONS_FOR_ENV: action},
+                extra_model_outputs=record | seen,
             )
             steps += 1
         number += 1
@@ -278,21 +281,22 @@ def save(path: Path, episodes: list[SingleAgentEpisode], summary: dict[str, Any]
     if path.suffix == ".json":
         path.write_text(json.dumps(summary, indent=2) + "\n")
         return
-    if isinstance(episodes[0].get_observations(0), (dict, tuple)):
-        raise UserError("--out FILE.npz needs array observations; FILE.json does not")
-    observations = [np.asarray(episode.get_observations()) for episode in episodes]
+
+    def column(name: str) -> Any:
+        return np.concatenate([episode.get_extra_model_outputs(name) for episode in episodes])
+
     ends = np.concatenate([np.arange(len(episode)) == len(episode) - 1 for episode in episodes])
     terminated = np.repeat([episode.is_terminated for episode in episodes], summary["lengths"]) & ends
     columns = {
-        "observations": np.concatenate([rows[:-1] for rows in observations]),
-        "next_observations": np.concatenate([rows[1:] for rows in observations]),
-        "actions": np.concatenate(
-            [episode.get_extra_model_outputs(Columns.ACTIONS_FOR_ENV) for episode in episodes]
-        ),
+        "observations": column("env_observations"),
+        "next_observations": column("env_next_observations"),
+        "actions": column("env_actions"),
         "rewards": np.concatenate([episode.get_rewards() for episode in episodes]),
         "terminated": terminated,
         "truncated": ends & ~terminated,
     }
+    if any(values.dtype == object for values in columns.values()):
+        raise UserError("--out FILE.npz needs observations and actions that are arrays; FILE.json does not")
     if infos:
         steps = [info for episode in episodes for info in episode.get_infos()[1:]]
         columns["infos"] = np.array([json.dumps(info, default=_jsonable) for info in steps])

@@ -28,21 +28,25 @@ def position(
     return "online env steps", block["num_online_env_steps"], total
 
 
-def score(result: Mapping[str, Any]) -> str:
-    """The one number to watch: success rate, else mean return; empty while there is neither."""
+def scores(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Success rate and mean training return, as far as this result has them."""
+    found = {}
     if "success_rate" in result.get("calql", {}):
-        return f"success {result['calql']['success_rate']:.0%}"
-    value = result.get("env_runners", {}).get("episode_return_mean")
-    return "" if value is None else f"return {value:.4g}"
+        found["success"] = f"success {result['calql']['success_rate']:.0%}"
+    if (value := result.get("env_runners", {}).get("episode_return_mean")) is not None:
+        found["mean_return"] = f"return {value:.4g}"
+    return found
 
 
 def progress_display() -> Progress:
+    """Per trial: what it does, bar, counts, time left and the latest scores."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[score]}"),
+        TextColumn("{task.fields[success]}"),
+        TextColumn("{task.fields[mean_return]}"),
     )
 
 
@@ -55,7 +59,9 @@ class ProgressBars(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if trial.trial_id not in self._tasks:
-            self._tasks[trial.trial_id] = self._display.add_task(f"{trial}: starting", total=None, score="")
+            self._tasks[trial.trial_id] = self._display.add_task(
+                f"{trial.trainable_name} {trial.trial_id}: starting", total=None, success="", mean_return=""
+            )
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -63,8 +69,8 @@ class ProgressBars(Callback):
         what, done, total = position(result, trial.config, trial.stopping_criterion)
         self._display.update(
             self._tasks[trial.trial_id],
-            description=f"{trial}: {what}",
+            description=f"{trial.trainable_name} {trial.trial_id}: {what}",
             completed=done,
             total=total,
-            score=score(result),
+            **scores(result),
         )

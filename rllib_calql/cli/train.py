@@ -133,16 +133,18 @@ def refuse_too_large(checked: list[Variant], available: Mapping[str, float]) -> 
 
 
 def print_plan(variant: Variant) -> None:
+    """What would run: for CalQL its own plan, which opens data and environment."""
     sections: dict[str, Mapping[str, Any]] = {
         "experiment": {
             "name": variant.label,
             "algorithm": variant.algorithm.__name__,
             "env": variant.config.env,
         },
-        "resources per trial": {name: f"{amount:g}" for name, amount in resources(variant).items() if amount},
     }
     if isinstance(variant.config, CalQLConfig):
         sections |= variant.config.plan()
+    else:
+        sections["resources per trial"] = {name: f"{amount:g}" for name, amount in resources(variant).items()}
     console = Console()
     for title, rows in sections.items():
         table = Table(show_header=False, box=None, padding=(0, 2))

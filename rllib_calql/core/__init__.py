@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from rllib_calql.core.hyperparameters import UpdateConfig
 from rllib_calql.core.networks import CriticEnsemble, TanhGaussianActor
-from rllib_calql.core.update import CalQLUpdate, Noise, UpdateConfig
+from rllib_calql.core.update import CalQLUpdate, Noise
 
 __all__ = ["CalQLUpdate", "CriticEnsemble", "Noise", "TanhGaussianActor", "UpdateConfig"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -80,12 +81,13 @@ class TanhGaussianActor(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [obs_dim, *hiddens, 2 * act_dim]
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
         self.log_std_multiplier = nn.Parameter(torch.tensor(1.0))
         self.log_std_offset = nn.Parameter(torch.tensor(-1.0))
         self.activation = ACTIVATIONS[activation]
         if orthogonal_init:
             for index, layer in enumerate(self.layers):
+                assert isinstance(layer, nn.Linear)
                 last = index == len(hiddens)
                 nn.init.orthogonal_(layer.weight, OUTPUT_GAIN if last else HIDDEN_GAIN)
                 nn.init.zeros_(layer.bias)
@@ -121,7 +123,7 @@ class CriticEnsemble(nn.Module):
         self.obs_dim, self.num_critics = obs_dim, num_critics
         sizes = [obs_dim + act_dim, *hiddens, 1]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for layer, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             weight = torch.empty(num_critics, fan_in, fan_out)
             bias = torch.zeros(num_critics, 1, fan_out)
             for member in range(num_critics):

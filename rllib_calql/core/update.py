@@ -5,64 +5,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rllib_calql.core import losses
+from rllib_calql.core.hyperparameters import UpdateConfig
 from rllib_calql.core.networks import CriticEnsemble, TanhGaussian, TanhGaussianActor
 
 Batch = Mapping[str, Tensor]
-Precision = Literal["float32", "bfloat16", "float64"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class UpdateConfig:
-    """Hyperparameters of the update; names and defaults as in `CalQLConfig`, which documents them."""
-
-    gamma: float = 0.99
-    tau: float = 0.005
-    target_network_update_freq: int = 1
-    actor_lr: float = 1e-4
-    critic_lr: float = 3e-4
-    alpha_lr: float = 1e-4
-    lagrangian_lr: float = 3e-4
-    actor_hiddens: tuple[int, ...] = (256, 256)
-    actor_activation: str = "relu"
-    critic_hiddens: tuple[int, ...] = (256, 256)
-    critic_activation: str = "relu"
-    critic_layer_norm: bool = False
-    num_critics: int = 2
-    num_target_critics: int | None = None
-    orthogonal_init: bool = True
-    precision: Precision = "float32"
-    # entropy temperature
-    learn_alpha: bool = True
-    initial_alpha: float = 1.0
-    alpha_multiplier: float = 1.0
-    target_entropy: float | None = None
-    # TD target
-    max_target_backup: bool = True
-    num_target_actions: int = 10
-    deterministic_backup: bool = True
-    # conservative term
-    min_q_weight: float = 5.0
-    min_q_weight_online: float | None = None
-    calibrate: bool = True
-    calibrate_online: bool = True
-    num_actions: int = 10
-    temperature: float = 1.0
-    importance_sampling: bool = True
-    clip_diff_min: float = -math.inf
-    clip_diff_max: float = math.inf
-    lagrangian: bool = False
-    lagrangian_thresh: float = 0.8
-    initial_alpha_prime: float = math.e
-    # behaviour-cloning start of the actor
-    bc_iters: int = 0
 
 
 class Noise(NamedTuple):
@@ -203,7 +156,7 @@ class CalQLUpdate:
         counts = [1, num_target, config.num_actions, config.num_actions]
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "generator": self.generator}
         normal = torch.randn(batch_size, sum(counts), act_dim, **options)
-        actor, target, current, after = normal.split(counts, dim=1)
+        actor, target, current, after = torch.split(normal, counts, dim=1)
         random = torch.rand(batch_size, config.num_actions, act_dim, **options).mul_(2.0).sub_(1.0)
         subset = None
         if config.num_target_critics not in (None, config.num_critics):
@@ -225,13 +178,14 @@ class CalQLUpdate:
         """
         noise = self.draw_noise(len(batch["rewards"])) if noise is None else noise
         actor, critic = self.gradients(batch, noise)
+        metrics = self._metrics(batch, actor, critic)
         self.optimizer.step()
         self.num_updates += 1
         if self.num_updates % self.config.target_network_update_freq == 0:
             self.update_targets(self.config.tau)
-        return self._metrics(batch, actor, critic)
+        return metrics
 
-    def run(self, sample: Callable[[], Mapping[str, np.ndarray]], num_updates: int) -> dict[str, float]:
+    def run(self, sample: Callable[[], Mapping[str, Any]], num_updates: int) -> dict[str, float]:
         """`num_updates` steps from batches of numpy arrays; the means of their figures.
 
         The figures stay on the device until the end: no step waits for another's result.
@@ -246,11 +200,16 @@ class CalQLUpdate:
             total = figures if total is None else total.add_(figures)
         if total is None:
             return {}
-        return dict(zip(names, (total / num_updates).tolist(), strict=True))
+        means = dict(zip(names, (total / num_updates).tolist(), strict=True))
+        if math.isnan(means["mc_return_mean"]):  # no row of some batch had a return
+            del means["mc_return_mean"]
+        return means
 
-    def to_tensors(self, batch: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    def to_tensors(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """A batch of numpy arrays on the update's device and in its precision."""
-        return {name: torch.as_tensor(array, dtype=self.dtype, device=self.device) for name, array in batch.items()}
+        return {
+            name: torch.as_tensor(array, dtype=self.dtype, device=self.device) for name, array in batch.items()
+        }
 
     def gradients(self, batch: Batch, noise: Noise) -> tuple[ActorValues, CriticValues]:
         """Fills every parameter's `.grad` at the present parameters; returns what the losses were made of."""
@@ -370,7 +329,8 @@ class CalQLUpdate:
     @torch.no_grad()
     def update_targets(self, tau: float) -> None:
         """target <- tau * critic + (1 - tau) * target; `tau=1` copies."""
-        targets, critics = list(self.target_critics.parameters()), list(self.critics.parameters())
+        targets: list[Tensor] = list(self.target_critics.parameters())
+        critics: list[Tensor] = list(self.critics.parameters())
         torch._foreach_lerp_(targets, critics, tau)
 
     @torch.no_grad()

@@ -53,6 +53,7 @@ class _Maze(gym.Env[np.ndarray, np.ndarray]):
         self.render_mode = render_mode
         self._goal_draw = goal_draw
         self._random_start = random_start
+        self._round: list[list[int]] = []  # start cells still to come
         self._position_noise = position_noise
         self.goal = layout.cell_to_xy(layout.goal)
 
@@ -83,6 +84,8 @@ class _Maze(gym.Env[np.ndarray, np.ndarray]):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start an episode at the start cell; `options={"start_cell": (row, column)}` moves it once."""
         super().reset(seed=seed)
+        if seed is not None:
+            self._round = []
         start_cell = self._start_cell(options or {})
         size = self.layout.cell_size
         self.goal = self.layout.cell_to_xy(self.layout.goal)
@@ -101,8 +104,10 @@ class _Maze(gym.Env[np.ndarray, np.ndarray]):
         if "start_cell" in options:
             return check_cell("start_cell", options["start_cell"], self.layout.walls)
         if self._random_start:
-            row, column = self.np_random.choice(self.layout.free_cells())
-            return int(row), int(column)
+            if not self._round:
+                self._round = self.np_random.permutation(self.layout.free_cells()).tolist()
+            row, column = self._round.pop()
+            return row, column
         return self.layout.start
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -138,7 +143,8 @@ class AntMaze(_Maze):
         goal_draw: "fixed" at the goal cell's centre, or "d4rl": drawn anew for each episode as antmaze-v2
             does, centre + U(0, 1) + U(0, 0.5) metres on each axis.
         goal_radius: metres, instead of the frame's.
-        random_start: start in any free cell but the goal's instead of the start cell.
+        random_start: instead of the start cell, start in each free cell but the goal's once, in random order,
+            then begin the next round. As many evaluation episodes as there are such cells weigh them alike.
         position_noise: the start is uniform within this share of a cell around its centre.
         reset_noise_scale: noise of the ant's own start pose and velocity, D4RL's 0.1 by default.
         dynamics: "d4rl" or "gymnasium", the frame's by default. They are different robots: D4RL's moves in

@@ -18,7 +18,8 @@ class CalQLRolloutWorker(RolloutWorker):
     """Samples whole episodes from the environment whatever `input_` says: the dataset is the algorithm's.
 
     Episode number i of a runner depends on (seed, runner, i) and the policy alone, so a run that is restored
-    goes on exactly as it would have. Evaluation runners do the same with their own seed.
+    goes on exactly as it would have. Evaluation runners do the same with their own seed, from the first again at
+    every evaluation.
     """
 
     def __init__(self, *, env_creator: Callable[[Any], Any], **kwargs: Any) -> None:
@@ -37,6 +38,10 @@ class CalQLRolloutWorker(RolloutWorker):
             policy.begin_episode(int(seeds[1]), self._given_first_action)
         self._given_first_action = None
         return int(seeds[0] >> 1)  # some environments take 31 bits
+
+    def restart_episodes(self) -> None:
+        """Counts episodes from the first again; one that has begun is finished before."""
+        self._next_episode = 0
 
     def episode_state(self) -> dict[str, Any]:
         """Where this runner stands; RLlib's sampler has always begun the next episode already."""

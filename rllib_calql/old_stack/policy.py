@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -28,6 +28,7 @@ class ActorModel(TorchModelV2, nn.Module):
     """The actor as the model RLlib expects a policy to have; it shares the update's parameters."""
 
     actor: TanhGaussianActor
+    normalize: Callable[[Tensor], Tensor]
 
     def __init__(self, obs_space: gym.Space, action_space: gym.Space, model_config: dict[str, Any]) -> None:
         nn.Module.__init__(self)
@@ -38,7 +39,7 @@ class ActorModel(TorchModelV2, nn.Module):
         self, input_dict: Mapping[str, Tensor], state: list[Tensor], seq_lens: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
         """Mean and log-std, (B, 2 * act_dim), of the squashed Gaussian."""
-        policy = self.actor(input_dict["obs_flat"].float())
+        policy = self.actor(self.normalize(input_dict["obs_flat"].float()))
         return torch.cat([policy.mean, policy.log_std], dim=-1), state
 
 
@@ -63,7 +64,7 @@ class CalQLTorchPolicy(CQLTorchPolicy):
         self.update = CalQLUpdate(
             observation_space.shape[0], action_space.shape[0], make_update_config(config), self.device, seed
         )
-        self.model.actor = self.update.actor
+        self.model.actor, self.model.normalize = self.update.actor, self.update.normalize
         self._action_noise = torch.Generator()
         self.first_action: np.ndarray | None = None
         self.begin_episode(seed if seed is not None else int(np.random.SeedSequence().generate_state(1)[0]))
@@ -175,7 +176,7 @@ class CalQLTorchPolicy(CQLTorchPolicy):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Takes over a state made by `get_state`."""
-        config = self.config
+        config = vars(self)["config"]
         TorchPolicy.set_state(self, state)
         # RLlib also takes over the saving policy's config, with which evaluation runners would explore.
         self.config = config
@@ -206,7 +207,7 @@ def from_sample_batch(batch: SampleBatch) -> dict[str, np.ndarray]:
     }
 
 
-def to_sample_batch(batch: Mapping[str, np.ndarray]) -> SampleBatch:
+def to_sample_batch(batch: Mapping[str, Any]) -> SampleBatch:
     """Our column names to RLlib's, with `mc_returns`."""
     terminated = batch["dones"] > 0.0
     return SampleBatch(

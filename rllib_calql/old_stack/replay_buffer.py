@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.replay_buffers import ReplayBuffer
 
-from rllib_calql.data import EpisodeStore, MixedReplay, Preparation, Transitions
+from rllib_calql.data import MixedReplay, Preparation, Transitions
 from rllib_calql.old_stack.policy import to_sample_batch
 
 
@@ -85,7 +86,7 @@ def episode_of(part: SampleBatch) -> Transitions:
             "only whole episodes enter the replay: this one has no end (use batch_mode='complete_episodes')"
         )
     return Transitions.from_episode(
-        [*part[SampleBatch.OBS], part[SampleBatch.NEXT_OBS][-1]],
+        np.concatenate([part[SampleBatch.OBS], part[SampleBatch.NEXT_OBS][-1:]]),
         part[SampleBatch.ACTIONS],
         part[SampleBatch.REWARDS],
         terminated,

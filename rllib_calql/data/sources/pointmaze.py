@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,41 @@ class Walker:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named dataset: what is walked where. `env` are arguments of the registered environment."""
+    """A named dataset.
+
+    Attributes:
+        env_id, env: the registered environment and its arguments.
+        walkers: who walks in it.
+        num_rows: at least so many; the last episode is walked to its end.
+        seed: of everything.
+    """
 
     env_id: str
     walkers: tuple[Walker, ...]
     num_rows: int
-    env: tuple[tuple[str, Any], ...] = ()
+    env: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
 
+_MEDIUM = {"frame_skip": 5, "max_episode_steps": 150, "position_noise": 0.25}
+
 RECIPES: dict[str, Recipe] = {
-    "umaze-expert": Recipe("rllib_calql/PointMaze-UMaze-v3", (Walker(1.0, noise=0.1),), num_rows=20_000),
+    # Good demonstrations from the one start to the goal, and nothing else.
+    "umaze-expert": Recipe("rllib_calql/PointMaze-UMaze-v3", (Walker(1.0, noise=0.1),), 20_000),
+    # One start, half of the episodes noisy demonstrations and half without aim: narrow where it succeeds.
+    "medium-narrow": Recipe(
+        "rllib_calql/PointMaze-Medium-v3",
+        (Walker(0.5, noise=0.3, speed=3.0), Walker(0.5, noise=0.5, speed=3.0, wanders=True)),
+        10_000,
+        _MEDIUM,
+    ),
+    # Walks between random cells: wide, and the goal is met by chance only.
+    "medium-play": Recipe(
+        "rllib_calql/PointMaze-Medium-v3",
+        (Walker(1.0, noise=0.5, speed=3.0, wanders=True, starts_anywhere=True),),
+        30_000,
+        _MEDIUM,
+    ),
 }
 
 
@@ -88,7 +113,7 @@ def generate(recipe: Recipe) -> Transitions:
 
     register()
     rng = np.random.default_rng(recipe.seed)
-    env = gym.make(recipe.env_id, **dict(recipe.env))
+    env = gym.make(recipe.env_id, **recipe.env)
     env.reset(seed=recipe.seed)
     shares = np.array([walker.share for walker in recipe.walkers])
     episodes: list[Transitions] = []

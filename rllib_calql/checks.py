@@ -1,0 +1,223 @@
+"""Tables of what `CalQLConfig` takes: types, ranges, choices, and RLlib's settings that Cal-QL refuses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ray.tune.search.sample import Domain
+
+# RLlib's settings that Cal-QL replaces or has no use for: changing them is refused, with what to use instead.
+SUPERSEDED = {
+    "lr": "actor_lr, critic_lr, alpha_lr and lagrangian_lr",
+    "optimization": "actor_lr, critic_lr, alpha_lr and lagrangian_lr",
+    "twin_q": "num_critics",
+    "n_step": "nothing: Cal-QL's TD target is one-step",
+    "grad_clip": "nothing: the algorithm has no gradient clipping",
+    "training_intensity": "utd_ratio",
+    "num_steps_sampled_before_learning_starts": "nothing: online updates begin after the first episode",
+    "replay_buffer_config": "online_capacity and mixing_ratio",
+    "min_time_s_per_iteration": "min_train_updates_per_iteration and min_env_steps_per_iteration",
+    "min_train_timesteps_per_iteration": "min_train_updates_per_iteration",
+    "min_sample_timesteps_per_iteration": "min_env_steps_per_iteration",
+    "actions_in_input_normalized": "input_config={'actions_normalized': True}",
+    "normalize_actions": "nothing: actions are always normalised to [-1, 1] inside",
+    "observation_filter": "normalize_observations",
+    "exploration_config": "nothing: exploration is sampling from the policy",
+    "env_runner_cls": "nothing: CalQL has its own",
+    "batch_mode": "nothing: online data enter as complete episodes",
+    "output": "nothing yet: recording is not supported",
+    "model": "policy_model_config and q_model_config",
+    "shuffle_buffer_size": "nothing: batches are drawn uniformly from the whole dataset",
+    "clip_rewards": "reward_scale and reward_bias",
+    "postprocess_inputs": "nothing: returns and rewards are prepared by the settings of training()",
+    "offline_sampling": "nothing: batches are always sampled",
+    "off_policy_estimation_methods": "nothing: evaluate in the environment",
+    "num_learners": "num_gpus: the update runs in the algorithm's own process",
+    "num_epochs": "utd_ratio",
+    "minibatch_size": "train_batch_size",
+    "grad_clip_by": "nothing: the algorithm has no gradient clipping",
+    "use_state_preprocessor": "nothing",
+    **dict.fromkeys(
+        (
+            "input_read_method",
+            "input_read_method_kwargs",
+            "input_read_schema",
+            "input_read_episodes",
+            "input_read_sample_batches",
+            "input_read_batch_size",
+            "dataset_num_iters_per_learner",
+        ),
+        "input_config: datasets are opened by this package's own readers",
+    ),
+    "_deterministic_loss": "nothing",
+    "_use_beta_distribution": "nothing",
+}
+MODEL_KEYS = ("fcnet_hiddens", "fcnet_activation")
+
+
+def is_search_space(value: Any) -> bool:
+    """Whether Tune has yet to choose this setting's value."""
+    return isinstance(value, Domain) or (isinstance(value, Mapping) and "grid_search" in value)
+
+
+def checked(name: str, value: Any) -> Any:
+    """The value in its setting's type; text that is a number becomes one (YAML reads 3e-4 as text).
+
+    Raises:
+        ValueError: of another type.
+    """
+    if name in ("mixing_ratio", "score_range", "target_entropy") and not is_search_space(value):
+        return _numbers_inside(value)
+    if name in _NUMBERS_INSIDE:
+        return _numbers_inside(value)
+    kinds = NUMBERS.get(name)
+    if kinds is None or is_search_space(value):
+        return value
+    kind, optional = kinds
+    if value is None and optional:
+        return None
+    try:
+        return as_number(value, kind)
+    except ValueError as error:
+        raise ValueError(f"{name} must be {KIND_NAMES[kind]}, not {value!r}") from error
+
+
+def as_number(value: Any, kind: type) -> Any:
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError
+    number = float(value)
+    if math.isnan(number):
+        raise ValueError
+    if kind is int:
+        if not number.is_integer():
+            raise ValueError
+        return int(number)
+    return number
+
+
+def _numbers_inside(value: Any) -> Any:
+    """Text that is a number becomes one, also inside lists; everything else stays."""
+    if isinstance(value, (list, tuple)):
+        return [_numbers_inside(item) for item in value]
+    try:
+        return as_number(value, float)
+    except ValueError:
+        return value
+
+
+def is_interval(value: Any) -> bool:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        return False
+    return all(isinstance(bound, (int, float)) for bound in value) and bool(value[0] < value[1])
+
+
+KIND_NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
+_INTS = (
+    "num_offline_updates",
+    "num_online_env_steps",
+    "min_train_updates_per_iteration",
+    "min_env_steps_per_iteration",
+    "online_capacity",
+    "num_critics",
+    "target_network_update_freq",
+    "train_batch_size",
+    "bc_iters",
+    "num_actions",
+    "num_target_actions",
+)
+_FLOATS = (
+    "utd_ratio",
+    "reward_scale",
+    "reward_bias",
+    "clip_action",
+    "gamma",
+    "tau",
+    "actor_lr",
+    "critic_lr",
+    "alpha_lr",
+    "lagrangian_lr",
+    "alpha_multiplier",
+    "initial_alpha",
+    "min_q_weight",
+    "lagrangian_thresh",
+    "initial_alpha_prime",
+    "temperature",
+    "clip_diff_min",
+    "clip_diff_max",
+)
+_BOOLS = (
+    "normalize_observations",
+    "critic_layer_norm",
+    "orthogonal_init",
+    "learn_alpha",
+    "calibrate",
+    "calibrate_online",
+    "importance_sampling",
+    "max_target_backup",
+    "deterministic_backup",
+    "lagrangian",
+)
+NUMBERS: dict[str, tuple[type, bool]] = {
+    **dict.fromkeys(_INTS, (int, False)),
+    **dict.fromkeys(_FLOATS, (float, False)),
+    **dict.fromkeys(_BOOLS, (bool, False)),
+    "num_target_critics": (int, True),
+    "sparse_failure_reward": (float, True),
+    "min_q_weight_online": (float, True),
+    "seed": (int, True),
+    "evaluation_interval": (int, True),
+    "num_env_runners": (int, False),
+    "num_gpus": (float, False),
+}
+_NUMBERS_INSIDE = {"mixing_ratio", "score_range", "target_entropy"}
+OWN_CHECKS = {"policy_model_config", "q_model_config"}
+_TINY = 1e-12
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        ("num_offline_updates", "num_online_env_steps", "bc_iters", "min_q_weight", "min_q_weight_online"),
+        (0, math.inf),
+    ),
+    **dict.fromkeys(
+        (
+            "min_train_updates_per_iteration",
+            "min_env_steps_per_iteration",
+            "online_capacity",
+            "num_critics",
+            "num_target_critics",
+            "target_network_update_freq",
+            "train_batch_size",
+            "num_actions",
+            "num_target_actions",
+        ),
+        (1, math.inf),
+    ),
+    **dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr", "lagrangian_lr"), (0.0, 1.0)),
+    **dict.fromkeys(("utd_ratio", "temperature", "initial_alpha", "initial_alpha_prime"), (_TINY, math.inf)),
+    "alpha_multiplier": (0.0, math.inf),
+    "gamma": (0.0, 1.0),
+    "tau": (_TINY, 1.0),
+}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "precision": ("float32", "bfloat16", "float64"),
+    "truncation_mode": ("stop", "infinite", "drop"),
+}
+# Keys of dicts that RLlib translates.
+ALIASES = {
+    "input",
+    "num_workers",
+    "evaluation_num_workers",
+    "framework",
+    "callbacks",
+    "lambda",
+    "multiagent",
+    "create_env_on_driver",
+    "custom_eval_function",
+    "_enable_new_api_stack",
+    "class",
+}

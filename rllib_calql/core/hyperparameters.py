@@ -1,0 +1,55 @@
+"""The hyperparameters of the update."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["float32", "bfloat16", "float64"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateConfig:
+    """Hyperparameters of the update; names and defaults as in `CalQLConfig`, which documents them."""
+
+    gamma: float = 0.99
+    tau: float = 0.005
+    target_network_update_freq: int = 1
+    actor_lr: float = 1e-4
+    critic_lr: float = 3e-4
+    alpha_lr: float = 1e-4
+    lagrangian_lr: float = 3e-4
+    actor_hiddens: tuple[int, ...] = (256, 256)
+    actor_activation: str = "relu"
+    critic_hiddens: tuple[int, ...] = (256, 256)
+    critic_activation: str = "relu"
+    critic_layer_norm: bool = False
+    num_critics: int = 2
+    num_target_critics: int | None = None
+    orthogonal_init: bool = True
+    precision: Precision = "float32"
+    # entropy temperature
+    learn_alpha: bool = True
+    initial_alpha: float = 1.0
+    alpha_multiplier: float = 1.0
+    target_entropy: float | None = None
+    # TD target
+    max_target_backup: bool = True
+    num_target_actions: int = 10
+    deterministic_backup: bool = True
+    # conservative term
+    min_q_weight: float = 5.0
+    min_q_weight_online: float | None = None
+    calibrate: bool = True
+    calibrate_online: bool = True
+    num_actions: int = 10
+    temperature: float = 1.0
+    importance_sampling: bool = True
+    clip_diff_min: float = -math.inf
+    clip_diff_max: float = math.inf
+    lagrangian: bool = False
+    lagrangian_thresh: float = 0.8
+    initial_alpha_prime: float = math.e
+    # behaviour-cloning start of the actor
+    bc_iters: int = 0

@@ -1,0 +1,620 @@
+"""`CalQLConfig`: its defaults, what it merges and reads, and everything that it refuses."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from ray import tune
+from ray.rllib.algorithms.cql import CQLConfig
+from ray.tune.search.variant_generator import generate_variants
+
+from rllib_calql import CalQL, CalQLConfig
+from rllib_calql.checks import SUPERSEDED
+from rllib_calql.config import make_update_config
+from rllib_calql.core import UpdateConfig
+from rllib_calql.data import Transitions
+
+TUNED_CONFIGS = sorted((Path(__file__).parents[1] / "tuned_configs").glob("*.yaml"))
+
+
+def online_config() -> CalQLConfig:
+    """The shortest config that validates: no data, and an environment that is not made."""
+    return CalQLConfig().environment("Pendulum-v1").training(num_offline_updates=0)
+
+
+def some_data() -> Transitions:
+    return Transitions.from_episode(np.zeros((3, 3)), np.zeros((2, 1)), np.zeros(2), True)
+
+
+# ---- defaults
+
+DEFAULTS = {
+    "actor_lr": 1e-4,
+    "alpha_lr": 1e-4,
+    "critic_lr": 3e-4,
+    "lagrangian_lr": 3e-4,
+    "gamma": 0.99,
+    "tau": 0.005,
+    "target_network_update_freq": 1,
+    "train_batch_size": 256,
+    "policy_model_config": {"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"},
+    "q_model_config": {"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"},
+    "num_critics": 2,
+    "orthogonal_init": True,
+    "initial_alpha": 1.0,
+    "alpha_multiplier": 1.0,
+    "target_entropy": "auto",
+    "num_offline_updates": 1_000_000,
+    "reward_scale": 1.0,
+    "reward_bias": 0.0,
+    "min_q_weight": 5.0,
+    "min_q_weight_online": None,
+    "lagrangian": False,
+    "lagrangian_thresh": 0.8,
+    "num_actions": 10,
+    "num_target_actions": 10,
+    "max_target_backup": True,
+    "importance_sampling": True,
+    "deterministic_backup": True,
+    "temperature": 1.0,
+    "bc_iters": 0,
+    "mixing_ratio": 0.5,
+    "utd_ratio": 1.0,
+    "calibrate": True,
+    "calibrate_online": True,
+    "min_train_updates_per_iteration": 1000,
+    "online_capacity": 1_000_000,
+    "truncation_mode": "stop",
+    "clip_action": 0.99999,
+    "sparse_failure_reward": None,
+    "normalize_observations": False,
+    "num_env_runners": 0,
+    "precision": "float32",
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_default(name: str) -> None:
+    assert getattr(CalQLConfig(), name) == DEFAULTS[name]
+
+
+def test_defaults_reach_the_update_unchanged() -> None:
+    """The update's own defaults are the config's."""
+    assert make_update_config(vars(CalQLConfig())) == UpdateConfig()
+    assert make_update_config(CalQLConfig().to_dict()) == UpdateConfig()
+
+
+def test_every_setting_reaches_the_update() -> None:
+    settings: dict[str, Any] = {
+        "gamma": 0.9,
+        "tau": 0.1,
+        "target_network_update_freq": 3,
+        "actor_lr": 0.1,
+        "critic_lr": 0.2,
+        "alpha_lr": 0.3,
+        "lagrangian_lr": 0.4,
+        "critic_layer_norm": True,
+        "num_critics": 5,
+        "num_target_critics": 3,
+        "orthogonal_init": False,
+        "precision": "float64",
+        "learn_alpha": False,
+        "initial_alpha": 0.5,
+        "alpha_multiplier": 2.0,
+        "target_entropy": -7.0,
+        "max_target_backup": False,
+        "num_target_actions": 4,
+        "deterministic_backup": False,
+        "min_q_weight": 2.0,
+        "min_q_weight_online": 0.0,
+        "calibrate": False,
+        "calibrate_online": False,
+        "num_actions": 6,
+        "temperature": 2.0,
+        "importance_sampling": False,
+        "clip_diff_min": -3.0,
+        "clip_diff_max": 4.0,
+        "lagrangian": True,
+        "lagrangian_thresh": 1.5,
+        "initial_alpha_prime": 0.7,
+        "bc_iters": 9,
+    }
+    config = online_config().training(
+        policy_model_config={"fcnet_hiddens": [4, 5], "fcnet_activation": "tanh"},
+        q_model_config={"fcnet_hiddens": [6], "fcnet_activation": "elu"},
+        **settings,
+    )
+    config.validate()
+    found = make_update_config(config.to_dict())
+    nets = {
+        "actor_hiddens": (4, 5),
+        "actor_activation": "tanh",
+        "critic_hiddens": (6,),
+        "critic_activation": "elu",
+    }
+    assert found == UpdateConfig(**settings, **nets)  # type: ignore[arg-type]
+    assert {field.name for field in fields(UpdateConfig)} == settings.keys() | nets.keys()
+
+
+def test_it_is_a_cql_config_that_builds_calql() -> None:
+    config = CalQLConfig()
+    assert isinstance(config, CQLConfig)
+    assert config.algo_class is CalQL
+    assert type(CalQL.get_default_config()) is CalQLConfig
+
+
+# ---- setting values
+
+
+def test_fluent_setters_return_the_config() -> None:
+    config = CalQLConfig()
+    assert config.training(utd_ratio=2, gamma=0.9) is config
+    assert config.offline_data(input_="d4rl://antmaze-umaze-v2", input_config={"max_episode_steps": 5}) is config
+    assert (config.utd_ratio, config.gamma) == (2.0, 0.9)
+    assert config.input_ == "d4rl://antmaze-umaze-v2"
+    assert config.input_config == {"max_episode_steps": 5}
+    assert config.training().utd_ratio == 2.0  # what is not given stays
+
+
+@pytest.mark.parametrize("input_", ["d4rl://antmaze-umaze-v2", "rows.hdf5", "/data/d4rl.h5"])
+def test_inputs_are_taken_as_they_are(input_: str) -> None:
+    from_method = online_config().offline_data(input_=input_)
+    from_dict = online_config().update_from_dict({"input": input_})
+    for config in (from_method, from_dict):
+        config.validate()
+        assert config.input_ == input_
+    assert CalQLConfig().offline_data(input_=Path(input_)).input_ == str(Path(input_))
+
+
+@pytest.mark.parametrize("input_", [some_data(), some_data])
+def test_inputs_in_memory(input_: Any) -> None:
+    config = online_config().offline_data(input_=input_).training(num_offline_updates=5)
+    config.validate()
+    assert config.input_ is input_
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("actor_lr", "3e-4", 3e-4),
+        ("reward_bias", "-5e0", -5.0),
+        ("num_offline_updates", "1e6", 1_000_000),
+        ("train_batch_size", 256.0, 256),
+        ("gamma", 1, 1.0),
+        ("sparse_failure_reward", "-1", -1.0),
+        ("min_q_weight_online", None, None),
+        ("clip_diff_max", "inf", math.inf),
+        ("seed", "7", 7),
+        ("num_env_runners", "2", 2),
+        ("evaluation_interval", "5", 5),
+        ("mixing_ratio", "25e-2", 0.25),
+        ("mixing_ratio", [[0, "9e-1"], ["1e5", 0.5]], [[0.0, 0.9], [100_000.0, 0.5]]),
+        ("score_range", ["-1.2e3", "0"], [-1200.0, 0.0]),
+        ("target_entropy", "-1e1", -10.0),
+    ],
+)
+def test_numbers_written_as_text_are_numbers(name: str, text: Any, expected: Any) -> None:
+    config = online_config().offline_data(input_="rows.hdf5").update_from_dict({name: text})
+    found = getattr(config, name)
+    assert found == expected
+    assert type(found) is type(expected)
+    config.validate()
+
+
+def test_numbers_written_as_text_in_python() -> None:
+    settings: dict[str, Any] = {
+        "utd_ratio": "5e-1",
+        "critic_lr": "3e-4",
+        "mixing_ratio": "0.25",
+        "num_actions": "4",
+    }
+    config = CalQLConfig().training(**settings)
+    assert (config.utd_ratio, config.critic_lr, config.mixing_ratio, config.num_actions) == (0.5, 3e-4, 0.25, 4)
+
+
+def test_model_settings_merge() -> None:
+    """A YAML that names the widths alone keeps the activation (RLlib would fall back to tanh)."""
+    for config in (
+        CalQLConfig().training(q_model_config={"fcnet_hiddens": [64, 64, 64]}),
+        CalQLConfig().update_from_dict({"q_model_config": {"fcnet_hiddens": [64, 64, 64]}}),
+    ):
+        assert config.q_model_config == {"fcnet_hiddens": [64, 64, 64], "fcnet_activation": "relu"}
+        assert config.policy_model_config == {"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"}
+        config.training(q_model_config={"fcnet_activation": "tanh"})
+        assert config.q_model_config == {"fcnet_hiddens": [64, 64, 64], "fcnet_activation": "tanh"}
+    assert CalQLConfig().q_model_config == {"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"}
+
+
+# ---- what is refused when it is set
+
+UNKNOWN = [
+    ({"actr_lr": 1e-3}, "CalQL has no setting 'actr_lr'; did you mean 'actor_lr'?"),
+    ({"min_q_wieght": 1}, "CalQL has no setting 'min_q_wieght'; did you mean 'min_q_weight'?"),
+    ({"horizon": 100}, "CalQL has no setting 'horizon'"),
+    ({"policy_lr": 1e-3}, "CalQL has no setting 'policy_lr'"),
+]
+WRONG_TYPES = [
+    ({"critic_lr": "fast"}, "critic_lr must be a number, not 'fast'"),
+    ({"gamma": True}, "gamma must be a number, not True"),
+    ({"tau": [0.1]}, "tau must be a number, not [0.1]"),
+    ({"critic_lr": math.nan}, "critic_lr must be a number, not nan"),
+    ({"critic_lr": None}, "critic_lr must be a number, not None"),
+    ({"num_critics": 2.5}, "num_critics must be a whole number, not 2.5"),
+    ({"train_batch_size": "1e-1"}, "train_batch_size must be a whole number, not '1e-1'"),
+    ({"num_offline_updates": math.inf}, "num_offline_updates must be a whole number, not inf"),
+    ({"lagrangian": 1}, "lagrangian must be true or false, not 1"),
+    ({"calibrate": "yes"}, "calibrate must be true or false, not 'yes'"),
+    (
+        {"q_model_config": [64, 64]},
+        "q_model_config must be a dict with fcnet_hiddens, fcnet_activation, not [64, 64]",
+    ),
+    (
+        {"q_model_config": {"fcnet_hidens": [8]}},
+        "q_model_config has no 'fcnet_hidens': it takes fcnet_hiddens,",
+    ),
+    ({"policy_model_config": {"custom_model": "x"}}, "policy_model_config has no 'custom_model'"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), UNKNOWN + WRONG_TYPES)
+def test_unknown_keys_and_wrong_types_in_a_dict(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        CalQLConfig().update_from_dict(settings)
+
+
+@pytest.mark.parametrize(("settings", "message"), WRONG_TYPES)
+def test_wrong_types_in_python(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        CalQLConfig().training(**settings)
+
+
+def test_unknown_keyword_in_python() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'actr_lr'"):
+        CalQLConfig().training(actr_lr=1e-3)
+    config = online_config()
+    config.actr_lr = 1e-3
+    with pytest.raises(ValueError, match="CalQL has no setting 'actr_lr'"):
+        config.validate()
+
+
+# ---- what is refused by validate()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"actor_lr": -1e-4}, r"actor_lr must be in \[0.0, 1.0\], not -0.0001"),
+        ({"critic_lr": 3.0}, r"critic_lr must be in \[0.0, 1.0\], not 3.0"),
+        ({"gamma": 1.5}, r"gamma must be in \[0.0, 1.0\], not 1.5"),
+        ({"tau": 0.0}, r"tau must be in .*, not 0.0"),
+        ({"train_batch_size": 0}, "train_batch_size must be finite and at least 1, not 0"),
+        ({"num_actions": 0}, "num_actions must be finite and at least 1"),
+        ({"num_target_actions": 0}, "num_target_actions must be finite and at least 1"),
+        ({"num_critics": 0}, "num_critics must be finite and at least 1"),
+        ({"num_offline_updates": -1}, "num_offline_updates must be finite and at least 0, not -1"),
+        ({"num_online_env_steps": -1}, "num_online_env_steps must be finite and at least 0"),
+        ({"utd_ratio": 0.0}, "utd_ratio must be finite and at least"),
+        ({"utd_ratio": math.inf}, "utd_ratio must be finite and at least .*, not inf"),
+        ({"temperature": 0.0}, "temperature must be finite and at least"),
+        ({"min_q_weight": -5.0}, "min_q_weight must be finite and at least 0, not -5.0"),
+        ({"min_q_weight_online": -1.0}, "min_q_weight_online must be finite and at least 0, not -1.0"),
+        ({"initial_alpha": 0.0}, "initial_alpha must be finite and at least"),
+        ({"target_network_update_freq": 0}, "target_network_update_freq must be finite and at least 1"),
+        ({"clip_action": 1.0}, r"clip_action must be inside \(0, 1\), not 1.0"),
+        ({"reward_scale": math.inf}, "reward_scale inf .* must be finite"),
+        ({"precision": "float16"}, "precision must be one of float32, bfloat16, float64, not 'float16'"),
+        (
+            {"truncation_mode": "bootstrap"},
+            "truncation_mode must be one of stop, infinite, drop, not 'bootstrap'",
+        ),
+        ({"q_model_config": {"fcnet_hiddens": []}}, r"q_model_config: fcnet_hiddens must be .*, not \[\]"),
+        ({"q_model_config": {"fcnet_hiddens": 256}}, "q_model_config: fcnet_hiddens must be .*, not 256"),
+        (
+            {"q_model_config": {"fcnet_hiddens": "256x4"}},
+            "q_model_config: fcnet_hiddens must be .*, not '256x4'",
+        ),
+        (
+            {"policy_model_config": {"fcnet_hiddens": [64, 0]}},
+            "policy_model_config: fcnet_hiddens must be positive",
+        ),
+        (
+            {"policy_model_config": {"fcnet_activation": "swish"}},
+            "policy_model_config: fcnet_activation must be one of relu, tanh, elu, silu, gelu",
+        ),
+        (
+            {"q_model_config": {"fcnet_activation": ["relu"]}},
+            "q_model_config: fcnet_activation must be one of relu",
+        ),
+        ({"num_target_critics": 3}, "num_target_critics=3 of num_critics=2"),
+        ({"clip_diff_min": 2.0, "clip_diff_max": 1.0}, "clip_diff_min=2.0 is above clip_diff_max=1.0"),
+        (
+            {"lagrangian": True, "min_q_weight": 0.0},
+            "lagrangian=True weighs a .* term that min_q_weight=0 switches",
+        ),
+        ({"score_range": [1.0, 1.0]}, r"score_range must be \[low, high\] with low < high, not \[1.0, 1.0\]"),
+        ({"score_range": [1.0]}, r"score_range must be \[low, high\]"),
+        ({"score_range": 5}, r"score_range must be \[low, high\] .*, not 5"),
+        ({"score_range": ["bad", "good"]}, r"score_range must be \[low, high\] .*, not \['bad', 'good'\]"),
+        ({"mixing_ratio": 1.5}, r"mixing_ratio must be in \[0, 1\], -1 .*, not 1.5"),
+        ({"mixing_ratio": -0.5}, r"mixing_ratio must be in \[0, 1\], -1 .*, not -0.5"),
+        ({"mixing_ratio": [[0, 0.5], [0, 0.4]]}, "env_steps of a mixing_ratio schedule must increase"),
+        ({"mixing_ratio": "half"}, r"mixing_ratio schedule is \[\[env_steps, ratio\], ...\], not 'half'"),
+        (
+            {"target_entropy": "low"},
+            r"target_entropy must be 'auto' \(minus act_dim\) or a number, not 'low'",
+        ),
+        ({"truncation_mode": "infinite", "gamma": 1.0}, "gamma"),
+        ({"sparse_failure_reward": 0.0, "gamma": 1.0}, "gamma"),
+    ],
+)
+def test_values_and_combinations_that_do_not_work(settings: dict[str, Any], message: str) -> None:
+    from_python = online_config().training(**settings)
+    from_dict = online_config().update_from_dict(settings)
+    for config in (from_python, from_dict):
+        with pytest.raises(ValueError, match=message):
+            config.validate()
+
+
+@pytest.mark.parametrize(
+    ("settings", "instead"),
+    [
+        ({"lr": 1e-3}, "actor_lr, critic_lr, alpha_lr and lagrangian_lr"),
+        ({"optimization": {"actor_learning_rate": 1e-3}}, "actor_lr, critic_lr, alpha_lr and lagrangian_lr"),
+        ({"twin_q": False}, "num_critics"),
+        ({"n_step": 3}, "nothing: Cal-QL's TD target is one-step"),
+        ({"grad_clip": 40.0}, "nothing: the algorithm has no gradient clipping"),
+        ({"training_intensity": 2.0}, "utd_ratio"),
+        ({"replay_buffer_config": {"capacity": 10}}, "online_capacity and mixing_ratio"),
+        (
+            {"num_steps_sampled_before_learning_starts": 100},
+            "nothing: online updates begin after the first episode",
+        ),
+        ({"min_sample_timesteps_per_iteration": 5}, "min_env_steps_per_iteration"),
+        ({"min_train_timesteps_per_iteration": 5}, "min_train_updates_per_iteration"),
+        ({"observation_filter": "MeanStdFilter"}, "normalize_observations"),
+        ({"batch_mode": "truncate_episodes"}, "nothing: online data enter as complete episodes"),
+        ({"model": {"fcnet_hiddens": [8]}}, "policy_model_config and q_model_config"),
+        ({"exploration_config": {"type": "Random"}}, "nothing: exploration is sampling from the policy"),
+        ({"shuffle_buffer_size": 5}, "nothing: batches are drawn uniformly"),
+        ({"output": "/tmp/out"}, "nothing yet: recording is not supported"),
+    ],
+)
+def test_other_spellings_of_the_same_thing_name_what_to_use(settings: dict[str, Any], instead: str) -> None:
+    ((name, _),) = settings.items()
+    with pytest.raises(ValueError, match=r"has no effect in CalQL and is refused") as caught:
+        online_config().update_from_dict(settings).validate()
+    assert str(caught.value).startswith(f"{name}=")
+    assert f"use {instead}" in str(caught.value)
+
+
+def test_superseded_settings_exist_in_rllib() -> None:
+    """A renamed setting of RLlib would make the refusal fail for everybody."""
+    assert SUPERSEDED.keys() <= vars(CalQLConfig()).keys()
+
+
+def test_phases_need_what_they_use() -> None:
+    with pytest.raises(ValueError, match=r"the offline phase needs data: set offline_data\(input_=...\), .*"
+                                         "or num_offline_updates=0 to skip it"):  # fmt: skip
+        CalQLConfig().environment("Pendulum-v1").validate()
+    with pytest.raises(ValueError, match=r"the online phase needs an environment: set environment\(...\), or "
+                                         "num_online_env_steps=0 to end after pre-training"):  # fmt: skip
+        CalQLConfig().offline_data(input_="rows.hdf5").validate()
+    with pytest.raises(ValueError, match="normalize_observations takes its figures from the offline data"):
+        online_config().training(normalize_observations=True).validate()
+    CalQLConfig().offline_data(input_="rows.hdf5").training(num_online_env_steps=0).validate()
+    online_config().validate()
+
+
+@pytest.mark.parametrize("input_", [3, ["rows.hdf5"], {"rows.hdf5": 1.0}])
+def test_inputs_of_other_kinds(input_: Any) -> None:
+    with pytest.raises(ValueError, match="input_ must be a path, a URI, Transitions or a function that returns"):
+        online_config().offline_data(input_=input_).validate()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"enable_rl_module_and_learner": True, "enable_env_runner_and_connector_v2": True},
+        {"enable_rl_module_and_learner": True},
+        {"enable_env_runner_and_connector_v2": True},
+    ],
+)
+def test_new_api_stack_is_refused(settings: dict[str, bool]) -> None:
+    with pytest.raises(ValueError, match="CalQL runs on RLlib's Policy stack: keep api_stack"):
+        online_config().update_from_dict(settings).validate()
+    with pytest.raises(ValueError, match="CalQL runs on RLlib's Policy stack: keep api_stack"):
+        online_config().api_stack(**settings).validate()
+
+
+def test_other_frameworks_and_multi_agent_set_ups_are_refused() -> None:
+    with pytest.raises(ValueError, match="CalQL needs framework 'torch', not 'tf2'"):
+        online_config().framework("tf2").validate()
+    config = online_config().multi_agent(policies={"a", "b"}, policy_mapping_fn=lambda *args, **kwargs: "a")
+    with pytest.raises(ValueError, match="CalQL trains one policy"):
+        config.validate()
+
+
+def test_validate_may_be_called_again() -> None:
+    config = online_config()
+    config.validate()
+    config.validate()
+    config.copy().validate()
+
+
+# ---- copies, dicts and evaluation
+
+
+def changed_config() -> CalQLConfig:
+    return (
+        online_config()
+        .training(
+            actor_lr=2e-4,
+            lagrangian=True,
+            mixing_ratio=[[0, 1.0], [100, 0.5]],
+            q_model_config={"fcnet_hiddens": [8]},
+            score_range=(0.0, 10.0),
+            sparse_failure_reward=0.0,
+        )
+        .offline_data(input_="rows.hdf5", input_config={"max_episode_steps": 7})
+        .evaluation(evaluation_interval=3, evaluation_config={"env_config": {"size": 3}})
+        .debugging(seed=11)
+    )
+
+
+def test_dict_round_trip() -> None:
+    config = changed_config()
+    restored = CalQLConfig().update_from_dict(config.to_dict())
+    assert restored.to_dict() == config.to_dict()
+    restored.validate()
+    assert restored.input_ == "rows.hdf5"
+    assert make_update_config(vars(restored)) == make_update_config(vars(config))
+    state = CalQLConfig.from_state(config.get_state())
+    assert type(state) is CalQLConfig
+    assert make_update_config(vars(state)) == make_update_config(vars(config))
+    state.validate()
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda config: config.copy(copy_frozen=False)])
+def test_copies_are_independent(duplicate: Any) -> None:
+    config = changed_config()
+    other = duplicate(config)
+    assert type(other) is CalQLConfig
+    other.training(actor_lr=0.5, q_model_config={"fcnet_hiddens": [99]})
+    other.evaluation_config["explore"] = True
+    other.input_config["max_episode_steps"] = 1
+    assert config.actor_lr == 2e-4
+    assert config.q_model_config["fcnet_hiddens"] == [8]
+    assert config.evaluation_config["explore"] is False
+    assert config.input_config == {"max_episode_steps": 7}
+
+
+def test_frozen_configs_stay() -> None:
+    config = online_config()
+    config.freeze()
+    with pytest.raises(AttributeError, match="frozen"):
+        config.training(reward_scale=2.0)
+    with pytest.raises(AttributeError, match="frozen"):
+        config.training(q_model_config={"fcnet_hiddens": [8]})
+    assert config.copy(copy_frozen=False).training(reward_scale=2.0).reward_scale == 2.0
+    config.validate()
+
+
+@pytest.mark.parametrize(
+    "evaluation_config", [None, {}, {"seed": 3}, {"env_config": {"size": 3}}, CalQLConfig.overrides(seed=3)]
+)
+@pytest.mark.parametrize("way", ["method", "dict"])
+def test_evaluation_stays_deterministic_beside_other_settings(evaluation_config: Any, way: str) -> None:
+    config = online_config()
+    if evaluation_config is None:
+        pass
+    elif way == "method":
+        config.evaluation(evaluation_config=evaluation_config)
+    else:
+        config.update_from_dict({"evaluation_config": evaluation_config, "evaluation_interval": 2})
+    evaluating = config.get_evaluation_config_object()
+    assert evaluating is not None
+    assert evaluating.explore is False
+    assert config.explore is True
+    evaluating.validate()
+
+
+def test_evaluation_may_explore_where_asked_and_refuses_unknown_settings() -> None:
+    evaluating = online_config().evaluation(evaluation_config={"explore": True}).get_evaluation_config_object()
+    assert evaluating is not None
+    assert evaluating.explore is True
+    with pytest.raises(ValueError, match="CalQL has no setting 'exploer'; did you mean 'explore'"):
+        online_config().evaluation(evaluation_config={"exploer": True}).get_evaluation_config_object()
+
+
+# ---- Tune and YAML
+
+
+@pytest.mark.parametrize("way", ["method", "dict"])
+def test_search_spaces_pass_through_and_their_choices_are_checked(way: str) -> None:
+    space: dict[str, Any] = {
+        "actor_lr": tune.loguniform(1e-5, 1e-3),
+        "gamma": tune.choice([0.9, 0.99]),
+        "lagrangian": tune.choice([True]),
+        "reward_scale": tune.sample_from(lambda *_: 10.0),
+        "num_critics": tune.grid_search([2, 5]),
+        "q_model_config": tune.grid_search([{"fcnet_hiddens": [8]}, {"fcnet_hiddens": [16, 16]}]),
+        "policy_model_config": {"fcnet_hiddens": tune.choice([[32], [64]])},
+        "mixing_ratio": tune.uniform(0.2, 0.8),
+        "target_entropy": tune.choice([-1.0]),
+        "score_range": tune.choice([[0.0, 1.0]]),
+    }
+    config = online_config().debugging(seed=tune.grid_search([0]))
+    config = config.training(**space) if way == "method" else config.update_from_dict(space)
+    found = set()
+    for _, resolved in generate_variants(config.to_dict()):
+        trial = CalQLConfig().update_from_dict(resolved)
+        trial.validate()
+        assert 1e-5 <= trial.actor_lr <= 1e-3
+        assert trial.q_model_config["fcnet_activation"] == "relu"
+        assert trial.policy_model_config["fcnet_hiddens"] in ([32], [64])
+        assert isinstance(trial.mixing_ratio, float)
+        assert 0.2 <= trial.mixing_ratio <= 0.8
+        assert trial.reward_scale == 10.0
+        assert trial.seed == 0
+        found.add((trial.num_critics, *trial.q_model_config["fcnet_hiddens"]))
+    assert found == {(2, 8), (2, 16, 16), (5, 8), (5, 16, 16)}
+
+
+def test_wrong_choices_are_refused_once_tune_has_made_them() -> None:
+    config = online_config().training(critic_lr=tune.grid_search(["slow"]))
+    (resolved,) = [variant for _, variant in generate_variants(config.to_dict())]
+    with pytest.raises(ValueError, match="critic_lr must be a number, not 'slow'"):
+        CalQLConfig().update_from_dict(resolved)
+
+
+def test_notes_of_tune_are_no_settings() -> None:
+    config = online_config().update_from_dict({"__trial_info__": object(), "__stdout_file__": "out"})
+    config.validate()
+    assert not [name for name in vars(config) if name.startswith("__")]
+
+
+@pytest.mark.parametrize("path", TUNED_CONFIGS or [None], ids=lambda path: path.name if path else "none")
+def test_tuned_configs_validate(path: Path | None) -> None:
+    if path is None:
+        pytest.skip("no tuned configs yet")
+    experiments = yaml.safe_load(path.read_text())
+    assert experiments
+    for experiment in experiments.values():
+        assert experiment["run"] == "CalQL"
+        for _, resolved in generate_variants(experiment["config"]):
+            config = CalQLConfig().environment(experiment["env"]).update_from_dict(resolved)
+            config.validate()
+            assert isinstance(config.input_, str)
+
+
+def test_antmaze_settings_are_the_papers() -> None:
+    path = Path(__file__).parents[1] / "tuned_configs" / "calql-antmaze.yaml"
+    if not path.exists():
+        pytest.skip("no AntMaze config yet")
+    (experiment,) = yaml.safe_load(path.read_text()).values()
+    assert experiment["env"] == "rllib_calql/AntMaze-Medium-v2"
+    config = CalQLConfig().update_from_dict(experiment["config"])
+    expected = {
+        "input_": "d4rl://antmaze-medium-diverse-v2",
+        "min_q_weight": 5.0,
+        "lagrangian": True,
+        "lagrangian_thresh": 0.8,
+        "reward_scale": 10.0,
+        "reward_bias": -5.0,
+        "sparse_failure_reward": 0.0,
+        "num_offline_updates": 1_000_000,
+        "num_online_env_steps": 1_000_000,
+        "mixing_ratio": 0.5,
+        "max_target_backup": True,
+    }
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert config.policy_model_config == {"fcnet_hiddens": [256] * 2, "fcnet_activation": "relu"}
+    assert config.q_model_config == {"fcnet_hiddens": [256] * 4, "fcnet_activation": "relu"}
