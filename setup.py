@@ -6,9 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(
-    r'^__version__ = "(.+)"', (ROOT / "rllib_calql" / "__init__.py").read_text(), re.MULTILINE
-)
+VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "rllib_calql" / "__init__.py").read_text(), re.MULTILINE)
 assert VERSION is not None
 
 setup(

@@ -18,9 +18,7 @@ import rllib_calql  # noqa: F401  (registers the environments)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("--env", required=True)
     parser.add_argument("--episodes", type=int, default=10)

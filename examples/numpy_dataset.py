@@ -16,8 +16,7 @@ def log_episodes(num_episodes: int) -> Transitions:
     env = gym.make("Pendulum-v1")
     rng = np.random.default_rng(0)
     columns: dict[str, list] = {
-        name: []
-        for name in ("observations", "actions", "rewards", "terminated", "truncated", "next_observations")
+        name: [] for name in ("observations", "actions", "rewards", "terminated", "truncated", "next_observations")
     }
     for episode in range(num_episodes):
         observation, _ = env.reset(seed=episode)

@@ -14,9 +14,7 @@ from rllib_calql import CalQLConfig
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-samples", type=int, default=4)
     parser.add_argument("--num-offline-updates", type=int, default=2000)
     parser.add_argument("--num-online-env-steps", type=int, default=1000)

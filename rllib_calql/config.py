@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +22,7 @@ from rllib_calql.checks import (
     is_interval,
     is_search_space,
 )
-from rllib_calql.core.hyperparameters import Precision, UpdateConfig
+from rllib_calql.core.hyperparameters import Precision
 from rllib_calql.core.networks import ACTIVATIONS
 from rllib_calql.data import Preparation, Transitions, check_mixing_ratio
 from rllib_calql.data.returns import Truncation
@@ -367,19 +366,6 @@ class CalQLConfig(CQLConfig):
                 "input_ must be a path, a URI, Transitions or a function that returns them, not "
                 f"{type(self.input_).__name__}"
             )
-
-
-def make_update_config(settings: Any) -> UpdateConfig:
-    """The update's hyperparameters from a config, or from the dict that RLlib hands to a policy."""
-    derived: dict[str, Any] = {
-        "actor_hiddens": tuple(settings["policy_model_config"]["fcnet_hiddens"]),
-        "actor_activation": settings["policy_model_config"]["fcnet_activation"],
-        "critic_hiddens": tuple(settings["q_model_config"]["fcnet_hiddens"]),
-        "critic_activation": settings["q_model_config"]["fcnet_activation"],
-        "target_entropy": None if settings["target_entropy"] in (None, "auto") else settings["target_entropy"],
-    }
-    names = [field.name for field in fields(UpdateConfig) if field.name not in derived]
-    return UpdateConfig(**derived, **{name: settings[name] for name in names})
 
 
 _DEFAULTS: dict[str, Any] = {}

@@ -11,7 +11,8 @@ from ray.rllib.models.catalog import ModelCatalog
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rllib_calql.algorithm import CalQL, open_offline_data
-from rllib_calql.config import CalQLConfig, make_update_config
+from rllib_calql.config import CalQLConfig
+from rllib_calql.core.hyperparameters import UpdateConfig
 from rllib_calql.core.update import CalQLUpdate
 
 
@@ -25,7 +26,9 @@ def make_plan(config: CalQLConfig) -> dict[str, dict[str, Any]]:
     config.validate()
     observation_space, action_space, environment = _spaces(config)
     data = open_offline_data(config, observation_space, action_space)
-    update = CalQLUpdate(observation_space.shape[0], action_space.shape[0], make_update_config(vars(config)))
+    update = CalQLUpdate(
+        observation_space.shape[0], action_space.shape[0], UpdateConfig.from_settings(vars(config))
+    )
     offline, per_iteration = config.num_offline_updates, config.min_train_updates_per_iteration
     plan: dict[str, dict[str, Any]] = {
         "environment": environment,

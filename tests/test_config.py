@@ -18,7 +18,6 @@ from ray.tune.search.variant_generator import generate_variants
 
 from rllib_calql import CalQL, CalQLConfig
 from rllib_calql.checks import SUPERSEDED
-from rllib_calql.config import make_update_config
 from rllib_calql.core import UpdateConfig
 from rllib_calql.data import Transitions
 
@@ -88,8 +87,8 @@ def test_default(name: str) -> None:
 
 def test_defaults_reach_the_update_unchanged() -> None:
     """The update's own defaults are the config's."""
-    assert make_update_config(vars(CalQLConfig())) == UpdateConfig()
-    assert make_update_config(CalQLConfig().to_dict()) == UpdateConfig()
+    assert UpdateConfig.from_settings(vars(CalQLConfig())) == UpdateConfig()
+    assert UpdateConfig.from_settings(CalQLConfig().to_dict()) == UpdateConfig()
 
 
 def test_every_setting_reaches_the_update() -> None:
@@ -133,7 +132,7 @@ def test_every_setting_reaches_the_update() -> None:
         **settings,
     )
     config.validate()
-    found = make_update_config(config.to_dict())
+    found = UpdateConfig.from_settings(config.to_dict())
     nets = {
         "actor_hiddens": (4, 5),
         "actor_activation": "tanh",
@@ -475,10 +474,10 @@ def test_dict_round_trip() -> None:
     assert restored.to_dict() == config.to_dict()
     restored.validate()
     assert restored.input_ == "rows.hdf5"
-    assert make_update_config(vars(restored)) == make_update_config(vars(config))
+    assert UpdateConfig.from_settings(vars(restored)) == UpdateConfig.from_settings(vars(config))
     state = CalQLConfig.from_state(config.get_state())
     assert type(state) is CalQLConfig
-    assert make_update_config(vars(state)) == make_update_config(vars(config))
+    assert UpdateConfig.from_settings(vars(state)) == UpdateConfig.from_settings(vars(config))
     state.validate()
 
 

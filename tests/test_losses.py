@@ -70,9 +70,7 @@ def test_bellman_loss_has_no_factor_one_half() -> None:
 
 
 def test_calibrate_bounds_from_below_and_an_unknown_reference_does_not() -> None:
-    q_policy = double(
-        [[[-5.0, 0.0, 5.0], [1.0, 2.0, -3.0]], [[2.0, 1.5, 0.5], [-9.0, 9.0, 0.0]]]
-    ).requires_grad_()
+    q_policy = double([[[-5.0, 0.0, 5.0], [1.0, 2.0, -3.0]], [[2.0, 1.5, 0.5], [-9.0, 9.0, 0.0]]]).requires_grad_()
     bounded = losses.calibrate(q_policy, double([1.0, -math.inf]))
     close(bounded.detach(), [[[1.0, 1.0, 5.0], [1.0, 2.0, -3.0]], [[2.0, 1.5, 1.0], [-9.0, 9.0, 0.0]]])
     (gradient,) = torch.autograd.grad(bounded.sum(), q_policy)

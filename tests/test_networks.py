@@ -218,9 +218,7 @@ def test_actions_carry_gradients() -> None:
     assert torch.autograd.gradcheck(lambda a: critics(observations, a), (actions,))
 
 
-@pytest.mark.parametrize(
-    ("hiddens", "obs_dim", "act_dim"), [((16, 16), 5, 3), ((4, 32), 11, 1), ((64,), 2, 2)]
-)
+@pytest.mark.parametrize(("hiddens", "obs_dim", "act_dim"), [((16, 16), 5, 3), ((4, 32), 11, 1), ((64,), 2, 2)])
 def test_orthogonal_start(hiddens: tuple[int, ...], obs_dim: int, act_dim: int) -> None:
     torch.manual_seed(0)
     critics = CriticEnsemble(obs_dim, act_dim, hiddens, 3)

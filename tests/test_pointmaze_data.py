@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from rllib_calql.data import DatasetError, Transitions, open_dataset
+from rllib_calql.data import DatasetError, Transitions, check_fits, open_dataset
 from rllib_calql.data.sources import pointmaze
 from rllib_calql.data.sources.pointmaze import RECIPES, Recipe, Walker, generate, load
 
@@ -105,3 +106,24 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(DatasetError, match=r"unknown dataset pointmaze://nowhere; there are .*small"):
         load("nowhere")
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    load("small")
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(DatasetError, match=r"pointmaze-small-\w+.npz is damaged .*delete it"):
+        load("small")
+    np.savez(file, observations=np.zeros((3, 4)))
+    with pytest.raises(DatasetError, match=r"is damaged .*missing"):
+        load("small")
+
+
+@pytest.mark.parametrize(("name", "share"), [("umaze-expert", 1.0), ("medium-narrow", 0.6), ("medium-play", 0.2)])
+def test_recipes_are_made_and_fit_their_environment(name: str, share: float, monkeypatch: Any) -> None:
+    small = replace(RECIPES[name], num_rows=4000)
+    monkeypatch.setitem(RECIPES, name, small)
+    data = load(name)
+    env: Any = gym.make(small.env_id, **small.env)
+    check_fits(data, env.observation_space, env.action_space)
+    assert data.terminated[data.episode_ends].mean() == pytest.approx(share, abs=0.25)

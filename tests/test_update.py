@@ -335,9 +335,7 @@ def test_calibration_by_phase(calibrate: bool, calibrate_online: bool, online: b
     update = make_update(calibrate=calibrate, calibrate_online=calibrate_online)
     update.online = online
     assert update.calibrated is expected
-    batch = arrays() | {
-        "mc_returns": np.full(5, 10.0)
-    }  # above every Q: calibration would raise the gap by 10
+    batch = arrays() | {"mc_returns": np.full(5, 10.0)}  # above every Q: calibration would raise the gap by 10
     _, critic = update.gradients(update.to_tensors(batch), noise)
     assert critic.gaps is not None
     assert bool((critic.gaps > 8.0).all()) is expected
@@ -602,14 +600,10 @@ def test_weights_hold_everything_learned_and_load() -> None:
 
 def test_weights_that_do_not_fit_are_refused() -> None:
     update = make_update()
-    with pytest.raises(
-        KeyError, match=r"no parameter named 'actr\.x'.*this update has.*actor\.layers\.0\.weight"
-    ):
+    with pytest.raises(KeyError, match=r"no parameter named 'actr\.x'.*this update has.*actor\.layers\.0\.weight"):
         update.load_weights({"actr.x": np.zeros(3)})
     wider = CalQLUpdate(O_DIM + 1, A_DIM, UpdateConfig(**SMALL), seed=0).weights()
-    with pytest.raises(
-        ValueError, match=r"actor\.layers\.0\.weight is \(8, 3\) here but \(8, 4\) in the weights"
-    ):
+    with pytest.raises(ValueError, match=r"actor\.layers\.0\.weight is \(8, 3\) here but \(8, 4\) in the weights"):
         update.load_weights(wider)
     with pytest.raises(TypeError, match="unexpected keyword argument 'min_q_wieght'"):
         UpdateConfig(min_q_wieght=1.0)  # type: ignore[call-arg]

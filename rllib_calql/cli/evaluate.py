@@ -76,9 +76,7 @@ def run(options: EvaluateOptions) -> None:
         trained = untrained(options, changes)
     else:
         if others := sorted(changes.keys() - {"env", "env_config", "explore"}):
-            raise UserError(
-                f"--config: {others} cannot change a trained policy; env, env_config and explore can"
-            )
+            raise UserError(f"--config: {others} cannot change a trained policy; env, env_config and explore can")
         trained = restored(Path(options.checkpoint).expanduser(), options.algo)
     config = trained.config
     for change in (config.get("evaluation_config") or {}, changes):
@@ -95,9 +93,7 @@ def run(options: EvaluateOptions) -> None:
     if not episodes:
         raise UserError(f"no episode ended within --steps {options.steps}: allow more")
     summary = summarise(episodes, trained)
-    typer.echo(
-        ", ".join(f"{name} {value:.6g}" for name, value in summary.items() if not isinstance(value, list))
-    )
+    typer.echo(", ".join(f"{name} {value:.6g}" for name, value in summary.items() if not isinstance(value, list)))
     if options.out:
         save(Path(options.out), episodes, summary, infos=options.save_info)
 
@@ -170,9 +166,7 @@ def _new_stack(checkpoint: Path) -> Trained:
     def act(episode: SingleAgentEpisode, explore: bool) -> tuple[Any, dict[str, Any]]:
         call = {"episodes": [episode], "rl_module": module, "explore": explore, "shared_data": {}}
         batch = to_module(batch={}, **call)
-        output = to_env(
-            batch=(module.forward_exploration if explore else module.forward_inference)(batch), **call
-        )
+        output = to_env(batch=(module.forward_exploration if explore else module.forward_inference)(batch), **call)
         record = {key: value[0] for key, value in output.items()}
         return record.pop(Columns.ACTIONS_FOR_ENV, record[Columns.ACTIONS]), record
 
@@ -183,9 +177,7 @@ def untrained(options: EvaluateOptions, config: dict[str, Any]) -> Trained:
     """The policy as the algorithm first makes it: what training starts from."""
     if not options.algo:
         raise UserError("name a CHECKPOINT, or with --algo the algorithm to evaluate untrained")
-    built = (
-        algorithm_class(options.algo).get_default_config().update_from_dict({"num_env_runners": 0} | config)
-    )
+    built = algorithm_class(options.algo).get_default_config().update_from_dict({"num_env_runners": 0} | config)
     ray.init(address="local", include_dashboard=False)
     try:
         algorithm = built.build_algo()

@@ -100,9 +100,7 @@ def _load_path(path: Path) -> dict[str, Spec]:
         experiments = parse_mapping(path.read_text(), str(path))
         for name, spec in experiments.items():
             if not isinstance(spec, dict):
-                raise UserError(
-                    f"{path}: experiment {name!r} must be a mapping with `run`, `env`, `config`, ..."
-                )
+                raise UserError(f"{path}: experiment {name!r} must be a mapping with `run`, `env`, `config`, ...")
     elif path.suffix == ".py":
         experiments = {path.stem: _load_python(path)}
     else:
@@ -184,9 +182,7 @@ def override(name: str, spec: Spec, options: TrainOptions) -> Spec:
         config["input_"] = options.dataset
     if options.download is not None:
         if not issubclass(algorithm_class(spec["run"]), CalQL):
-            raise UserError(
-                f"--download and --no-download are for CalQL; {spec['run']} does not download data"
-            )
+            raise UserError(f"--download and --no-download are for CalQL; {spec['run']} does not download data")
         config = merged(config, {"input_config": {"download": options.download}})
     if options.framework is not None:
         if options.framework != "torch":

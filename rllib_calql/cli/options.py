@@ -99,9 +99,7 @@ def takes(options: type[T]) -> Callable[[Callable[[typer.Context, T], None]], Ca
 
 @dataclass(frozen=True, kw_only=True)
 class LogOptions:
-    v: Annotated[bool, typer.Option("--log-info", "-v", help="INFO logging and every result in full.")] = (
-        False
-    )
+    v: Annotated[bool, typer.Option("--log-info", "-v", help="INFO logging and every result in full.")] = False
     vv: Annotated[bool, typer.Option("--log-debug", "-vv", help="DEBUG logging, and tracebacks.")] = False
 
 
@@ -133,9 +131,7 @@ class TrainOptions(LogOptions):
     experiment_name: Annotated[
         str | None, typer.Option("--experiment-name", "-n", help="Name of the folder for the results.")
     ] = None
-    num_samples: Annotated[int | None, typer.Option(min=1, help="How often to sample the search space.")] = (
-        None
-    )
+    num_samples: Annotated[int | None, typer.Option(min=1, help="How often to sample the search space.")] = None
     storage_path: Annotated[
         str | None, typer.Option(help="Folder or URI for the results; ~/ray_results by default.")
     ] = None
@@ -155,14 +151,12 @@ class TrainOptions(LogOptions):
     restore: Annotated[str | None, typer.Option(help="Checkpoint to start from.")] = None
     resume: Annotated[
         bool,
-        typer.Option(
-            "--resume/--no-resume", help="Go on with an earlier run of this name, as it was set up."
-        ),
+        typer.Option("--resume/--no-resume", help="Go on with an earlier run of this name, as it was set up."),
     ] = False
     scheduler: Annotated[str, typer.Option(help="Tune's trial scheduler, such as async_hyperband.")] = "FIFO"
-    scheduler_config: Annotated[
-        str, typer.Option(help="JSON or YAML mapping with the scheduler's arguments.")
-    ] = "{}"
+    scheduler_config: Annotated[str, typer.Option(help="JSON or YAML mapping with the scheduler's arguments.")] = (
+        "{}"
+    )
     wandb_key: Annotated[str | None, typer.Option(help="Weights & Biases API key.")] = None
     wandb_project: Annotated[str | None, typer.Option(help="Log to this Weights & Biases project.")] = None
     wandb_run_name: Annotated[str | None, typer.Option(help="Name of the Weights & Biases run.")] = None
@@ -205,12 +199,8 @@ class EvaluateOptions(LogOptions):
             metavar="[CHECKPOINT]", help="Checkpoint folder. Without one, an untrained --algo is evaluated."
         ),
     ] = None
-    algo: Annotated[
-        str | None, typer.Option("--algo", "--run", "-a", "-r", help="Name of the algorithm.")
-    ] = None
-    env: Annotated[str | None, typer.Option("--env", "-e", help="Another environment than trained on.")] = (
-        None
-    )
+    algo: Annotated[str | None, typer.Option("--algo", "--run", "-a", "-r", help="Name of the algorithm.")] = None
+    env: Annotated[str | None, typer.Option("--env", "-e", help="Another environment than trained on.")] = None
     config: Annotated[
         str,
         typer.Option("--config", "-c", help="JSON or YAML mapping; with a checkpoint: env_config, explore."),

@@ -41,18 +41,14 @@ def run(experiments: dict[str, Spec], options: TrainOptions) -> None:
     for variant in checked:
         if variant.unknown_keys:
             keys = ", ".join(variant.unknown_keys)
-            typer.echo(
-                f"Warning: {variant.label}: {variant.algorithm.__name__} has no setting {keys}", err=True
-            )
+            typer.echo(f"Warning: {variant.label}: {variant.algorithm.__name__} has no setting {keys}", err=True)
     if options.dry_run:
         for variant in checked:
             print_plan(variant)
         return
 
     if options.resume:
-        typer.echo(
-            "--resume: a run that has already begun goes on with the settings it began with.", err=True
-        )
+        typer.echo("--resume: a run that has already begun goes on with the settings it began with.", err=True)
     if options.v or options.vv:
         logging.getLogger("ray").setLevel(logging.DEBUG if options.vv else logging.INFO)
     with started_ray(options):
@@ -106,9 +102,7 @@ def loggers(options: TrainOptions) -> list[Any]:
     from ray.air.integrations.wandb import WandbLoggerCallback
 
     return [
-        WandbLoggerCallback(
-            project=options.wandb_project, api_key=options.wandb_key, name=options.wandb_run_name
-        )
+        WandbLoggerCallback(project=options.wandb_project, api_key=options.wandb_key, name=options.wandb_run_name)
     ]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 Precision = Literal["float32", "bfloat16", "float64"]
 
@@ -53,3 +54,18 @@ class UpdateConfig:
     initial_alpha_prime: float = math.e
     # behaviour-cloning start of the actor
     bc_iters: int = 0
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> UpdateConfig:
+        """From a mapping with `CalQLConfig`'s names, such as its `vars()` or the dict a policy is given."""
+        actor, critic = settings["policy_model_config"], settings["q_model_config"]
+        entropy = settings["target_entropy"]
+        derived: dict[str, Any] = {
+            "actor_hiddens": tuple(actor["fcnet_hiddens"]),
+            "actor_activation": actor["fcnet_activation"],
+            "critic_hiddens": tuple(critic["fcnet_hiddens"]),
+            "critic_activation": critic["fcnet_activation"],
+            "target_entropy": None if entropy in (None, "auto") else float(entropy),
+        }
+        names = [field.name for field in fields(cls) if field.name not in derived]
+        return cls(**derived, **{name: settings[name] for name in names})

@@ -168,9 +168,7 @@ def check_cell(name: str, given: Sequence[int], walls: np.ndarray) -> Cell:
     cell = tuple(int(index) for index in given)
     rows_columns = walls.shape
     if len(cell) != 2 or not (0 <= cell[0] < rows_columns[0] and 0 <= cell[1] < rows_columns[1]):
-        raise ValueError(
-            f"{name} {list(cell)} is not a [row, column] of a maze of {list(rows_columns)} cells"
-        )
+        raise ValueError(f"{name} {list(cell)} is not a [row, column] of a maze of {list(rows_columns)} cells")
     if walls[cell]:
         raise ValueError(f"{name} {list(cell)} is a wall")
     return cell[0], cell[1]

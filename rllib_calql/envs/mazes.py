@@ -69,9 +69,7 @@ class _Maze(gym.Env[np.ndarray, np.ndarray]):
         Path(self._simulation.tmp_xml_file_path).unlink(missing_ok=True)
         maze = self._simulation.maze
         row = len(layout.walls) - 1 - layout.start[0] if layout.frame == "d4rl" else layout.start[0]
-        self._origin = maze.cell_rowcol_to_xy(np.array([row, layout.start[1]])) - layout.cell_to_xy(
-            layout.start
-        )
+        self._origin = maze.cell_rowcol_to_xy(np.array([row, layout.start[1]])) - layout.cell_to_xy(layout.start)
 
         self.action_space = self._simulation.action_space
         size = sum(self._simulation.observation_space[key].shape[0] for key in self._KEYS)

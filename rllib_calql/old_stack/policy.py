@@ -15,7 +15,7 @@ from ray.rllib.policy.torch_policy import TorchPolicy
 from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
 from torch import Tensor, nn
 
-from rllib_calql.config import make_update_config
+from rllib_calql.core.hyperparameters import UpdateConfig
 from rllib_calql.core.networks import TanhGaussianActor
 from rllib_calql.core.update import CalQLUpdate
 from rllib_calql.data.prepare import require_flat_box
@@ -62,7 +62,11 @@ class CalQLTorchPolicy(CQLTorchPolicy):
         )
         seed = config["seed"]
         self.update = CalQLUpdate(
-            observation_space.shape[0], action_space.shape[0], make_update_config(config), self.device, seed
+            observation_space.shape[0],
+            action_space.shape[0],
+            UpdateConfig.from_settings(config),
+            self.device,
+            seed,
         )
         self.model.actor, self.model.normalize = self.update.actor, self.update.normalize
         self._action_noise = torch.Generator()

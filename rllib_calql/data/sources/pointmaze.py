@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +91,7 @@ def load(name: str, *, cache_dir: str | Path | None = None) -> Transitions:
         cache_dir: where the .npz file is kept; by default `$RLLIB_CALQL_CACHE`, else `~/.cache/rllib_calql`.
 
     Raises:
-        DatasetError: there is no such recipe.
+        DatasetError: there is no such recipe, or the cached file is damaged.
         ImportError: gymnasium-robotics is missing (extra `robotics`).
     """
     if name not in RECIPES:
@@ -101,8 +102,11 @@ def load(name: str, *, cache_dir: str | Path | None = None) -> Transitions:
     path = folder / f"pointmaze-{name}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}.npz"
     if not path.exists():
         _save(path, generate(recipe))
-    with np.load(path, allow_pickle=False) as columns:
-        return Transitions(**columns)
+    try:
+        with np.load(path, allow_pickle=False) as columns:
+            return Transitions(**columns)
+    except (ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise DatasetError(f"{path} is damaged ({error}): delete it, and it is made again") from error
 
 
 def generate(recipe: Recipe) -> Transitions:
