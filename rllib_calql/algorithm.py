@@ -47,6 +47,14 @@ class CalQL(CQL):
     """
 
     config: CalQLConfig
+    # Columns of Tune's reporter.
+    _progress_metrics = (
+        "calql/phase",
+        "calql/num_updates",
+        "calql/num_online_env_steps",
+        "calql/updates_per_second",
+        "calql/normalized_score",
+    )
 
     @classmethod
     def get_default_config(cls) -> CalQLConfig:

@@ -6,14 +6,13 @@ import math
 from typing import Any
 
 import gymnasium as gym
-from ray.rllib.env.env_context import EnvContext
 from ray.rllib.models.catalog import ModelCatalog
-from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rllib_calql.algorithm import CalQL, open_offline_data
 from rllib_calql.config import CalQLConfig
 from rllib_calql.core.hyperparameters import UpdateConfig
 from rllib_calql.core.update import CalQLUpdate
+from rllib_calql.envs.creation import make_env
 
 
 def make_plan(config: CalQLConfig) -> dict[str, dict[str, Any]]:
@@ -64,7 +63,7 @@ def make_plan(config: CalQLConfig) -> dict[str, dict[str, Any]]:
             "episodes": data.num_episodes,
             "terminated episodes": int(data.terminated.sum()),
             "rewards after scaling": f"{data.rewards.min():g} to {data.rewards.max():g}",
-            "returns-to-go": f"{returns.min():g} to {returns.max():g}",
+            "returns-to-go": f"{round(float(returns.min()), 6):g} to {round(float(returns.max()), 6):g}",
         }
     return plan
 
@@ -78,7 +77,7 @@ def _spaces(config: CalQLConfig) -> tuple[gym.spaces.Box, gym.spaces.Box, dict[s
                 "environment(observation_space=..., action_space=...)"
             )
         return config.observation_space, config.action_space, {"id": "none"}
-    env = _create(config)
+    env = make_env(config.env, config.env_config)
     observation_space = ModelCatalog.get_preprocessor_for_space(env.observation_space).observation_space
     described = {
         "id": str(config.env),
@@ -89,12 +88,3 @@ def _spaces(config: CalQLConfig) -> tuple[gym.spaces.Box, gym.spaces.Box, dict[s
     action_space = env.action_space
     env.close()
     return observation_space, action_space, described
-
-
-def _create(config: CalQLConfig) -> gym.Env:
-    context = EnvContext(config.env_config, worker_index=0)
-    if isinstance(config.env, type):
-        return config.env(context)
-    if _global_registry.contains(ENV_CREATOR, config.env):
-        return _global_registry.get(ENV_CREATOR, config.env)(context)
-    return gym.make(config.env, **context)

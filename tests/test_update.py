@@ -618,3 +618,13 @@ def test_lagrange_multiplier_grows_with_the_gap() -> None:
     with torch.no_grad():
         wide.log_alpha_prime.fill_(100.0)
     assert wide.alpha_prime().item() == 1e6
+
+
+@pytest.mark.parametrize("lagrangian", [False, True])
+def test_weight_of_the_conservative_term(lagrangian: bool) -> None:
+    update = make_update(lagrangian=lagrangian, initial_alpha_prime=0.5, lagrangian_thresh=0.8, min_q_weight=3.0)
+    _, critic = update.gradients(update.to_tensors(arrays()), update.draw_noise(5))
+    assert critic.gaps is not None
+    # the multiplier comes on top of the weight, and the threshold holds in its form alone
+    penalty = 0.5 * 3.0 * (critic.gaps - 0.8) if lagrangian else 3.0 * critic.gaps
+    torch.testing.assert_close(critic.critic_losses.detach(), critic.bellman_losses + penalty)

@@ -32,14 +32,13 @@ from ray.rllib.core import (
 )
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module import RLModule
-from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.policy.policy import Policy
 from ray.rllib.utils.typing import ActionConnectorDataType, AgentConnectorDataType
-from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rllib_calql.cli.experiments import algorithm_class, merged, parse_mapping
 from rllib_calql.cli.options import EvaluateOptions, UserError
+from rllib_calql.envs.creation import make_env
 from rllib_calql.metrics import normalized_score
 from rllib_calql.old_stack.policy import CalQLTorchPolicy
 
@@ -84,7 +83,8 @@ def run(options: EvaluateOptions) -> None:
     if not config.get("env"):
         raise UserError("the checkpoint was made without an environment: name one with --env")
 
-    env = make_env(config["env"], config.get("env_config") or {}, "human" if options.render else None)
+    rendering = {"render_mode": "human"} if options.render else {}
+    env = make_env(config["env"], (config.get("env_config") or {}) | rendering)
     try:
         check_spaces(env, trained)
         episodes = list(play(env, trained.act, options, explore=bool(changes.get("explore", False))))
@@ -190,16 +190,6 @@ def untrained(options: EvaluateOptions, config: dict[str, Any]) -> Trained:
 
 
 # ---- playing -----------------------------------------------------------------------------------------------
-
-
-def make_env(name: Any, env_config: dict[str, Any], render_mode: str | None) -> gym.Env:
-    """The environment by its Tune-registered or gymnasium name, or of the class itself."""
-    if render_mode:
-        env_config = env_config | {"render_mode": render_mode}
-    if isinstance(name, str) and not _global_registry.contains(ENV_CREATOR, name):
-        return gym.make(name, **env_config)
-    create = _global_registry.get(ENV_CREATOR, name) if isinstance(name, str) else name
-    return create(EnvContext(env_config, worker_index=0))
 
 
 def check_spaces(env: gym.Env, trained: Trained) -> None:

@@ -46,9 +46,7 @@ class Preparation:
         if not 0.0 < self.clip_action < 1.0:
             raise ValueError(f"clip_action must be inside (0, 1), not {self.clip_action}")
         if not np.isfinite([self.reward_scale, self.reward_bias]).all():
-            raise ValueError(
-                f"reward_scale {self.reward_scale} and reward_bias {self.reward_bias} must be finite"
-            )
+            raise ValueError(f"reward_scale {self.reward_scale} and reward_bias {self.reward_bias} must be finite")
         if (self.action_low is None) != (self.action_high is None):
             raise ValueError("give both action_low and action_high, or neither")
         if self.action_low is not None and self.action_high is not None:

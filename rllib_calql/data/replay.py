@@ -95,8 +95,7 @@ class EpisodeStore:
             )
         if len(episode) > self.capacity:
             raise ValueError(
-                f"an episode of {len(episode)} rows does not fit a replay capacity of {self.capacity}: "
-                "enlarge it"
+                f"an episode of {len(episode)} rows does not fit a replay capacity of {self.capacity}: enlarge it"
             )
         self._evict(len(self._rows) + len(episode) - self.capacity)
         self._rows.append(vars(episode))

@@ -84,9 +84,7 @@ def return_to_go(
     if truncation == "drop":
         result[np.repeat(~terminated[last], lengths)] = -np.inf
     if sparse_failure_reward is not None:
-        failed = _all_failure(
-            rewards, sparse_failure_reward, ends if trajectory_ends is None else trajectory_ends
-        )
+        failed = _all_failure(rewards, sparse_failure_reward, ends if trajectory_ends is None else trajectory_ends)
         result[failed] = sparse_failure_reward / (1.0 - gamma)
     return result.astype(np.float32)
 
@@ -143,6 +141,4 @@ def check_return_settings(gamma: float, truncation: str, sparse_failure_reward: 
     if gamma == 1.0 and truncation == "infinite":
         raise ValueError("truncation='infinite' needs gamma < 1: with gamma 1 the reward's sum has no end")
     if gamma == 1.0 and sparse_failure_reward is not None:
-        raise ValueError(
-            "sparse_failure_reward needs gamma < 1: an endless failure is worth reward / (1 - gamma)"
-        )
+        raise ValueError("sparse_failure_reward needs gamma < 1: an endless failure is worth reward / (1 - gamma)")

@@ -48,9 +48,7 @@ class Transitions:
     mc_returns: np.ndarray | None = None  # (N,) float32: return-to-go, set by Preparation; -inf where unknown
 
     def __post_init__(self) -> None:
-        columns = _checked_columns(
-            self.observations, self.actions, self.rewards, self.terminated, self.truncated
-        )
+        columns = _checked_columns(self.observations, self.actions, self.rewards, self.terminated, self.truncated)
         columns["truncated"] = columns["truncated"] & ~columns["terminated"]
         columns["final_observations"] = _floats("final_observations", self.final_observations, 2)
         ends = np.flatnonzero(columns["terminated"] | columns["truncated"])
@@ -137,8 +135,7 @@ class Transitions:
             following = _floats("next_observations", next_observations, 2)
             if following.shape != columns["observations"].shape:
                 raise DatasetError(
-                    f"next_observations has shape {following.shape}, "
-                    f"observations {columns['observations'].shape}"
+                    f"next_observations has shape {following.shape}, observations {columns['observations'].shape}"
                 )
             columns["truncated"] = columns["truncated"] | _broken(columns, following)
         num_rows = len(columns["rewards"])
@@ -210,9 +207,7 @@ class Transitions:
     def take(self, rows: np.ndarray) -> Batch:
         """Copies `rows` (row numbers from 0) into a batch; needs `mc_returns`."""
         if self.mc_returns is None:
-            raise ValueError(
-                "these transitions have no mc_returns yet: pass them through a Preparation first"
-            )
+            raise ValueError("these transitions have no mc_returns yet: pass them through a Preparation first")
         return {
             "observations": self.observations.take(rows, axis=0),
             "actions": self.actions.take(rows, axis=0),
@@ -270,8 +265,7 @@ def _floats(name: str, column: Any, ndim: int) -> np.ndarray:
     if not finite.all():
         bad = ~(finite if ndim == 1 else finite.all(axis=1))
         raise DatasetError(
-            f"{name} has NaN, infinite or too large values for float32 in {first_rows(bad)}: repair or drop "
-            "them"
+            f"{name} has NaN, infinite or too large values for float32 in {first_rows(bad)}: repair or drop them"
         )
     return column
 

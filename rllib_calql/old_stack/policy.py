@@ -52,6 +52,8 @@ class CalQLTorchPolicy(CQLTorchPolicy):
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, config: Any) -> None:
         require_flat_box(observation_space, action_space)
+        # A dataset held in memory would go with the config into every policy checkpoint.
+        config = {**config, "input": "sampler", "input_config": {}}
         TorchPolicy.__init__(
             self,
             observation_space,
@@ -60,14 +62,11 @@ class CalQLTorchPolicy(CQLTorchPolicy):
             model=ActorModel(observation_space, action_space, config["model"]),
             action_sampler_fn=_sample_actions,
         )
-        seed = config["seed"]
-        self.update = CalQLUpdate(
-            observation_space.shape[0],
-            action_space.shape[0],
-            UpdateConfig.from_settings(config),
-            self.device,
-            seed,
-        )
+        for name, requirement in self.view_requirements.items():
+            requirement.used_for_compute_actions = name == SampleBatch.OBS
+        settings, seed = UpdateConfig.from_settings(config), config["seed"]
+        obs_dim, act_dim = observation_space.shape[0], action_space.shape[0]
+        self.update = CalQLUpdate(obs_dim, act_dim, settings, self.device, seed)
         self.model.actor, self.model.normalize = self.update.actor, self.update.normalize
         self._action_noise = torch.Generator()
         self.first_action: np.ndarray | None = None

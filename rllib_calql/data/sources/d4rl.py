@@ -33,9 +33,7 @@ def load(
     path = locate(name, download=download, base_url=base_url)
     if max_episode_steps is None and name in TASKS:
         max_episode_steps = TASKS[name].max_episode_steps
-    return read_hdf5(
-        path, max_episode_steps=max_episode_steps, rewards=rewards, success_reward=success_reward
-    )
+    return read_hdf5(path, max_episode_steps=max_episode_steps, rewards=rewards, success_reward=success_reward)
 
 
 def locate(name: str, *, download: bool = True, base_url: str = BASE_URL) -> Path:
@@ -167,9 +165,7 @@ def _successes(columns: dict[str, np.ndarray], success_reward: float) -> Transit
     success = np.isclose(columns["rewards"].reshape(-1), success_reward)
     if not success.any():
         raise DatasetError(f"no row has the success_reward {success_reward:g}, so no episode is successful")
-    data = Transitions.from_arrays(
-        **{**columns, "terminated": success | (columns["terminated"].reshape(-1) != 0)}
-    )
+    data = Transitions.from_arrays(**{**columns, "terminated": success | (columns["terminated"].reshape(-1) != 0)})
     kept = np.isclose(data.rewards[data.episode_ends], success_reward)
     lengths = np.diff(data.episode_ends, prepend=-1)
     rows = np.repeat(kept, lengths)
