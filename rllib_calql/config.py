@@ -319,6 +319,8 @@ class CalQLConfig(CQLConfig):
     def _validate_ranges(self) -> None:
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
+            if is_search_space(value):
+                raise ValueError(f"{name} is still a search space: only a Tuner can choose its value")
             if value is not None and not (low <= value <= high and math.isfinite(value)):
                 limits = f"finite and at least {low}" if high == math.inf else f"in [{low}, {high}]"
                 raise ValueError(f"{name} must be {limits}, not {value!r}")
@@ -340,7 +342,9 @@ class CalQLConfig(CQLConfig):
             raise ValueError("lagrangian=True weighs a conservative term that min_q_weight=0 switches off")
         if self.score_range is not None and not is_interval(self.score_range):
             raise ValueError(f"score_range must be [low, high] with low < high, not {self.score_range!r}")
-        if self.target_entropy not in (None, "auto") and not isinstance(self.target_entropy, (int, float)):
+        entropy = self.target_entropy
+        numeric = isinstance(entropy, (int, float)) and not isinstance(entropy, bool)
+        if entropy not in (None, "auto") and not numeric:
             raise ValueError(
                 f"target_entropy must be 'auto' (minus act_dim) or a number, not {self.target_entropy!r}"
             )

@@ -21,9 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def ray_session() -> Iterator[None]:
     """A small local Ray, started once."""
     torch.set_num_threads(1)
-    ray.init(
-        "local", num_cpus=4, include_dashboard=False, object_store_memory=150_000_000, log_to_driver=False
-    )
+    ray.init("local", num_cpus=4, include_dashboard=False, object_store_memory=150_000_000, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -212,9 +212,7 @@ def worst(errors: Mapping[str, float]) -> tuple[float, str]:
     return errors[name], name
 
 
-def compare(
-    arrays: Arrays, group: str, found: Mapping[str, np.ndarray], change: bool = False
-) -> dict[str, float]:
+def compare(arrays: Arrays, group: str, found: Mapping[str, np.ndarray], change: bool = False) -> dict[str, float]:
     """Errors of every stored tensor of a group; with `change`, of its difference to the initial value."""
     errors = {}
     for name, expected, stride in stored(arrays, group):
@@ -271,9 +269,7 @@ def check_file(path: Path, precision: str) -> Outcome:
     missing = []
     for name, expected, _ in stored(arrays, "scalar"):
         if name in history:
-            limit = (
-                1.0 / arrays["noise/random_actions"][0, ..., 0].size if name.startswith("bound_rate") else 0.0
-            )
+            limit = 1.0 / arrays["noise/random_actions"][0, ..., 0].size if name.startswith("bound_rate") else 0.0
             error = relative_error(np.array(history[name]), expected)
             # In float32 a value at the bound may fall on either side of it.
             if precision == "float32" and np.max(np.abs(np.array(history[name]) - expected)) <= limit + 1e-12:
@@ -326,9 +322,7 @@ def check_folder(folder: Path, precision: str) -> list[Outcome]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--float32", action="store_true", help="compute in float32 (default float64)")
     options = parser.parse_args()

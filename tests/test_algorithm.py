@@ -57,9 +57,7 @@ def test_two_phases_counters_and_evaluation_at_the_switch(pendulum_data: Transit
     scores = [block.get("normalized_score") for block in blocks]
     for result, score in zip(results, scores, strict=True):
         if score is not None:
-            assert score == pytest.approx(
-                1 + result["evaluation"]["env_runners"]["episode_return_mean"] / 500
-            )
+            assert score == pytest.approx(1 + result["evaluation"]["env_runners"]["episode_return_mean"] / 500)
             assert result["evaluation"]["env_runners"]["episodes_this_iter"] == 2
     assert blocks[-1]["switch_drop"] == pytest.approx(max(0.0, scores[2] - min(scores[3], scores[5])))
     returns = results[-1]["env_runners"]["hist_stats"]["episode_reward"]
@@ -104,9 +102,7 @@ def test_online_rows_are_what_the_environment_gave(pendulum_data: Transitions) -
 
 
 @pytest.mark.parametrize("num_env_runners", [1, 2])
-def test_remote_runners_sample_with_the_learned_actor(
-    pendulum_data: Transitions, num_env_runners: int
-) -> None:
+def test_remote_runners_sample_with_the_learned_actor(pendulum_data: Transitions, num_env_runners: int) -> None:
     algo = small_config(pendulum_data, num_env_runners, num_offline_updates=10).build_algo()
     algo.train()
     online = algo.train()["calql"]

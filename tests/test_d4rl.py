@@ -66,9 +66,7 @@ def test_next_observations_of_the_file_are_used(tmp_path: Path) -> None:
 def test_another_reward_column(tmp_path: Path) -> None:
     path = write(tmp_path / "data.hdf5", **small_columns(3, infos__rewards_binary=[-1, -1, 0]))
     np.testing.assert_array_equal(open_dataset(path, rewards="infos/rewards_binary").rewards, [-1, -1, 0])
-    with pytest.raises(
-        DatasetError, match=r"has no column 'infos/sparse'; it has: actions, infos/qpos, infos/r"
-    ):
+    with pytest.raises(DatasetError, match=r"has no column 'infos/sparse'; it has: actions, infos/qpos, infos/r"):
         open_dataset(path, rewards="infos/sparse")
 
 
@@ -142,9 +140,7 @@ def test_unknown_options_are_refused(tmp_path: Path) -> None:
         open_dataset(path, reward="rewards", gamma=0.9)
     with pytest.raises(DatasetError, match=r"unknown option download for .*data.hdf5"):
         open_dataset(path, download=False)
-    with pytest.raises(
-        DatasetError, match="unknown option rows for 'd4rl://pen-human-v1': it takes download"
-    ):
+    with pytest.raises(DatasetError, match="unknown option rows for 'd4rl://pen-human-v1': it takes download"):
         open_dataset("d4rl://pen-human-v1", rows=3)
 
 
@@ -253,9 +249,7 @@ def test_d4rls_cache_folder_is_looked_up(cache: Path) -> None:
     assert len(open_dataset("d4rl://antmaze-umaze-v2")) == 4
 
 
-def test_without_the_variable_it_is_in_the_home_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_variable_it_is_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("D4RL_DATASET_DIR", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = tmp_path / ".d4rl" / "datasets"

@@ -182,9 +182,7 @@ def test_a_part_longer_than_the_file_starts_again(server: Server, cache: Path) -
 def test_another_range_than_asked_for(server: Server, cache: Path) -> None:
     leave_part(cache, b"x" * 500)
     server.wrong_range = True
-    with pytest.raises(
-        DatasetError, match="the server sent another part of the file than asked for; try again"
-    ):
+    with pytest.raises(DatasetError, match="the server sent another part of the file than asked for; try again"):
         locate(NAME, base_url=server.url)
     assert locate(NAME, base_url=server.url).read_bytes() == server.files[f"/{FILE}"]
 
@@ -246,9 +244,7 @@ def test_a_cache_folder_that_cannot_be_made(
 
 def test_processes_that_want_the_same_file_wait_for_each_other(server: Server, cache: Path) -> None:
     target = cache / "data.hdf5"
-    threads = [
-        threading.Thread(target=download_hdf5, args=(f"{server.url}/{FILE}", target)) for _ in range(6)
-    ]
+    threads = [threading.Thread(target=download_hdf5, args=(f"{server.url}/{FILE}", target)) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -193,9 +193,7 @@ def prepared(case: dict[str, Any], raw: Transitions, failure: float) -> dict[str
 @pytest.mark.filterwarnings("ignore::rllib_calql.data.DatasetWarning")
 def test_pipeline_golden_with_timeouts_and_terminals(tmp_path: Path) -> None:
     case = pipeline_case("timeouts_and_terminals_no_next_obs")
-    raw = open_dataset(
-        write(tmp_path / "data.hdf5", **case["input"]), max_episode_steps=case["max_episode_steps"]
-    )
+    raw = open_dataset(write(tmp_path / "data.hdf5", **case["input"]), max_episode_steps=case["max_episode_steps"])
     result = prepared(case, raw, failure=0.0)
     expected = {name: np.array(values) for name, values in case["output"].items()}
     for name in ("observations", "actions", "rewards", "dones", "mc_returns"):
@@ -212,9 +210,7 @@ def test_pipeline_golden_with_timeouts_and_terminals(tmp_path: Path) -> None:
 def test_pipeline_golden_keeps_a_terminal_row_at_the_time_limit(tmp_path: Path) -> None:
     """The reference drops row 4, a success at the time limit, and takes its episode for a failure."""
     case = pipeline_case("terminal_and_timeout_same_step_and_len1")
-    raw = open_dataset(
-        write(tmp_path / "data.hdf5", **case["input"]), max_episode_steps=case["max_episode_steps"]
-    )
+    raw = open_dataset(write(tmp_path / "data.hdf5", **case["input"]), max_episode_steps=case["max_episode_steps"])
     result = prepared(case, raw, failure=0.0)
     expected = {name: np.array(values) for name, values in case["output"].items()}
     assert len(result["rewards"]) == len(expected["rewards"]) + 1

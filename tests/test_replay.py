@@ -48,9 +48,7 @@ def assert_same(result: Transitions | None, expected: Transitions) -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=60), st.integers(12, 40))
 @settings(max_examples=150, deadline=None)
-def test_the_store_is_first_in_first_out_by_whole_episodes(
-    lengths: list[tuple[int, bool]], capacity: int
-) -> None:
+def test_the_store_is_first_in_first_out_by_whole_episodes(lengths: list[tuple[int, bool]], capacity: int) -> None:
     store = EpisodeStore(capacity, obs_dim=1, act_dim=1)
     kept: list[Transitions] = []
     added = 0
@@ -143,12 +141,8 @@ def test_the_stores_state_holds_the_live_rows_only() -> None:
 # --- the mixture ---
 
 
-def replay(
-    ratio: Any, offline: int = 50, online: tuple[int, ...] = (7, 5), capacity: int = 1000
-) -> MixedReplay:
-    result = MixedReplay(
-        offline_rows(offline) if offline else None, capacity, ratio, seed=0, obs_dim=1, act_dim=1
-    )
+def replay(ratio: Any, offline: int = 50, online: tuple[int, ...] = (7, 5), capacity: int = 1000) -> MixedReplay:
+    result = MixedReplay(offline_rows(offline) if offline else None, capacity, ratio, seed=0, obs_dim=1, act_dim=1)
     for number, length in enumerate(online):
         result.add(episode(number, length))
     return result
@@ -323,9 +317,7 @@ def test_online_buffer_of_the_reference_implementation() -> None:
         assert length == case["traj_lengths"][number]
         observations = np.array([[number, step] for step in range(length + 1)])
         terminated = bool(dones[length - 1])
-        raw = Transitions.from_episode(
-            observations, np.zeros((length, 1)), np.array(rewards[:length]), terminated
-        )
+        raw = Transitions.from_episode(observations, np.zeros((length, 1)), np.array(rewards[:length]), terminated)
         mixed.add(prepare(raw))
     rows = mixed.online.rows
     assert rows is not None

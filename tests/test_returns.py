@@ -61,9 +61,7 @@ def slow_return_to_go(
 @settings(max_examples=300, deadline=None)
 def test_equals_the_slow_loop(data: st.DataObject) -> None:
     n = data.draw(st.integers(1, 40))
-    reward = st.sampled_from([-1.0, 0.0]) | st.floats(-10, 10, width=32).filter(
-        lambda r: r == 0 or abs(r) > 1e-3
-    )
+    reward = st.sampled_from([-1.0, 0.0]) | st.floats(-10, 10, width=32).filter(lambda r: r == 0 or abs(r) > 1e-3)
     rewards = np.array(data.draw(st.lists(reward, min_size=n, max_size=n)))
     flag_rows = st.lists(st.booleans(), min_size=n, max_size=n).map(lambda f: np.array(f, dtype=bool))
     terminated, truncated = data.draw(flag_rows), data.draw(flag_rows)
@@ -217,9 +215,7 @@ def test_data_that_do_not_fit() -> None:
     with pytest.raises(DatasetError, match="rewards are not finite in rows 1, 2"):
         return_to_go(np.array([0, np.nan, np.inf]), flags(0, 0, 0), flags(0, 0, 1), 0.9)
     with pytest.raises(DatasetError, match=r"trajectory_ends has shape \(1,\), rewards \(2,\)"):
-        return_to_go(
-            np.ones(2), flags(0, 0), flags(0, 1), 0.9, sparse_failure_reward=0, trajectory_ends=flags(1)
-        )
+        return_to_go(np.ones(2), flags(0, 0), flags(0, 1), 0.9, sparse_failure_reward=0, trajectory_ends=flags(1))
     with pytest.raises(DatasetError, match="bootstrap_values are not finite"):
         return_to_go(
             np.ones(1), flags(0), flags(1), 0.9, truncation="bootstrap", bootstrap_values=np.array([np.nan])

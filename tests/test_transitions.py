@@ -81,9 +81,7 @@ def test_terminated_wins_over_truncated() -> None:
 
 
 def test_a_tail_without_an_end_is_dropped_and_counted() -> None:
-    with pytest.warns(
-        DatasetWarning, match="2 of 5 rows at the end of the data belong to an episode without"
-    ):
+    with pytest.warns(DatasetWarning, match="2 of 5 rows at the end of the data belong to an episode without"):
         data = rows(flags(0, 0, 1, 0, 0), flags(0, 0, 0, 0, 0))
     assert len(data) == 3
     with pytest.warns(DatasetWarning, match="3 of 5 rows at the end"):

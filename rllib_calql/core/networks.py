@@ -38,7 +38,7 @@ class TanhGaussian(NamedTuple):
             noise: standard normal, (B, A) for one action per state or (B, N, A) for N.
 
         Returns:
-            Actions in (-1, 1) of `noise`'s shape, and log pi of that shape without its last axis.
+            Actions in [-1, 1] of `noise`'s shape, and log pi of that shape without its last axis.
         """
         mean, log_std = self.mean, self.log_std
         if noise.dim() == 3:

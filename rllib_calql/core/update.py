@@ -194,8 +194,7 @@ class CalQLUpdate:
         names: list[str] = []
         for _ in range(num_updates):
             metrics = self.step(self.to_tensors(sample()))
-            if list(metrics) != names:  # the first step, or the phase changed what there is to report
-                names, total = list(metrics), None
+            names = list(metrics)
             figures = torch.stack(list(metrics.values()))
             total = figures if total is None else total.add_(figures)
         if total is None:
@@ -382,6 +381,7 @@ class CalQLUpdate:
                 raise KeyError(f"no parameter named {name!r}; this update has {sorted(own)}")
             if own[name].shape != array.shape:
                 raise ValueError(f"{name} is {tuple(own[name].shape)} here but {array.shape} in the weights")
+        for name, array in weights.items():
             own[name].copy_(torch.tensor(array))
 
     def get_state(self) -> dict[str, Any]:

@@ -183,6 +183,7 @@ class CalQLTorchPolicy(CQLTorchPolicy):
         TorchPolicy.set_state(self, state)
         # RLlib also takes over the saving policy's config, with which evaluation runners would explore.
         self.config = config
+        self.num_grad_updates = state["num_grad_updates"]
         self.update.set_state({**state["update"], "weights": state["weights"]})
 
 
