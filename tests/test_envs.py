@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -183,6 +184,7 @@ def test_the_shared_dynamics_are_gymnasiums() -> None:
 
     gym.register_envs(gymnasium_robotics)
     stock = gym.make("AntMaze_UMaze-v5", include_cfrc_ext_in_observation=False)
+    Path(stock.unwrapped.tmp_xml_file_path).unlink()  # gymnasium-robotics leaves it behind
     stock.unwrapped.position_noise_range = 0.0
     stock.unwrapped.ant_env._reset_noise_scale = 0.1
     ours = make(ANT, frame="gymnasium")

@@ -23,20 +23,27 @@ class CalQLRolloutWorker(RolloutWorker):
     """
 
     def __init__(self, *, env_creator: Callable[[Any], Any], **kwargs: Any) -> None:
-        self._next_episode = 0
-        self._given_first_action: np.ndarray | None = None
+        self.constructed = False
         super().__init__(env_creator=partial(_create_env, self, env_creator), **kwargs)
         entropy = np.random.SeedSequence().entropy if self.seed is None else self.seed
         self._episode_entropy = int(entropy)  # type: ignore[arg-type]
+        self._next_episode = 0
+        self._begun: int | None = None  # the episode that RLlib's sampler is in
+        # Of a restored run: the episode it was in, and that episode's first action.
+        self._to_repeat: tuple[int, np.ndarray | None] | None = None
+        self.constructed = True
 
     def begin_episode(self) -> int:
         """Starts the exploration noise of the next episode; returns the seed its environment is reset with."""
-        seeds = np.random.SeedSequence([self._episode_entropy, self._next_episode]).generate_state(2)
-        self._next_episode += 1
-        if self.policy_map is not None:
-            policy = self.policy_map[DEFAULT_POLICY_ID]
-            policy.begin_episode(int(seeds[1]), self._given_first_action)
-        self._given_first_action = None
+        first_action = None
+        if self._to_repeat is not None:
+            self._begun, first_action = self._to_repeat
+            self._to_repeat = None
+        else:
+            self._begun = self._next_episode
+            self._next_episode += 1
+        seeds = np.random.SeedSequence([self._episode_entropy, self._begun]).generate_state(2)
+        self.policy_map[DEFAULT_POLICY_ID].begin_episode(int(seeds[1]), first_action)
         return int(seeds[0] >> 1)  # some environments take 31 bits
 
     def restart_episodes(self) -> None:
@@ -45,18 +52,16 @@ class CalQLRolloutWorker(RolloutWorker):
 
     def episode_state(self) -> dict[str, Any]:
         """Where this runner stands; RLlib's sampler has always begun the next episode already."""
-        begun = self._next_episode > 0
-        return {
-            "entropy": self._episode_entropy,
-            "next_episode": max(self._next_episode - 1, 0),
-            "first_action": self.policy_map[DEFAULT_POLICY_ID].first_action if begun else None,
-        }
+        to_repeat = self._to_repeat
+        if to_repeat is None and self._begun is not None:
+            to_repeat = (self._begun, self.policy_map[DEFAULT_POLICY_ID].first_action)
+        return {"entropy": self._episode_entropy, "next_episode": self._next_episode, "to_repeat": to_repeat}
 
     def set_episode_state(self, state: dict[str, Any]) -> None:
         """Goes on where `episode_state` was taken; before the first sample of this runner."""
         self._episode_entropy = state["entropy"]
         self._next_episode = state["next_episode"]
-        self._given_first_action = state["first_action"]
+        self._to_repeat = state["to_repeat"]
 
     def get_weights(self, policies: Any = None, inference_only: bool = False) -> dict[str, Any]:
         """Weights by policy; `inference_only` leaves the critics out."""
@@ -82,7 +87,9 @@ class EpisodeWrapper(gym.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         self._succeeded = False
-        return super().reset(seed=self._runner.begin_episode(), options=options)
+        if self._runner.constructed:  # RLlib also resets while it builds the runner: no episode begins there
+            seed = self._runner.begin_episode()
+        return super().reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = super().step(action)
