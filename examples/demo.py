@@ -3,6 +3,8 @@
     python examples/demo.py --out demo              # trains, then draws demo/learning_curves.png
     python examples/demo.py --out demo --draw-only  # draws again from the results there
 
+The curves themselves, the `calql` block of every iteration, go into demo/curves.json.
+
 Both methods train at the same time, a core each, from tuned_configs/calql-pointmaze.yaml; CQL is that file with
 `calibrate: false`. All settings of the file can be overridden: `--set num_offline_updates=1000`.
 """
@@ -108,6 +110,7 @@ def main() -> None:
     curves = read_curves(options.out)
     picture = options.out / "learning_curves.png"
     draw(curves, picture)
+    (options.out / "curves.json").write_text(json.dumps(curves, indent=1))
     print(summary(curves))
     print(f"drew {picture}")
 

@@ -617,3 +617,9 @@ def test_antmaze_settings_are_the_papers() -> None:
     assert {name: getattr(config, name) for name in expected} == expected
     assert config.policy_model_config == {"fcnet_hiddens": [256] * 2, "fcnet_activation": "relu"}
     assert config.q_model_config == {"fcnet_hiddens": [256] * 4, "fcnet_activation": "relu"}
+
+
+def test_every_setting_and_every_refusal_is_documented() -> None:
+    document = (Path(__file__).resolve().parents[1] / "docs" / "options.md").read_text()
+    own = vars(CalQLConfig()).keys() - vars(CQLConfig()).keys()
+    assert [name for name in sorted(own | SUPERSEDED.keys()) if f"`{name}`" not in document] == []
