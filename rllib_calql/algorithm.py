@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,10 +82,11 @@ class CalQL(CQL):
             self.config.mixing_ratio,
             self.config.seed,
         )
-        if self.config.load_weights_from is not None:
-            self.update.load_weights(checkpoint_weights(self.config.load_weights_from))
+        check_capacity(self.config, self.env_runner.env)
         if offline is not None and self.config.normalize_observations:
             set_normalizer(self.update, offline)
+        # At the first iteration: a restored run has its own weights, and the old checkpoint may be gone.
+        self._weights_to_load = self.config.load_weights_from
 
     @property
     def update(self) -> CalQLUpdate:
@@ -121,6 +123,9 @@ class CalQL(CQL):
         """A share of the offline phase, or rounds of whole online episodes, each with the updates it earns."""
         self._means, self._seconds, self._steps = WeightedMeans(), 0.0, 0
         updates_before = self.update.num_updates
+        if self._weights_to_load is not None:
+            self.update.load_weights(checkpoint_weights(self._weights_to_load))
+            self._weights_to_load = None
         if self.complete:
             logger.warning("both phases are complete: this iteration trains nothing")
         self.update.online = self.phase == "online"
@@ -195,6 +200,7 @@ class CalQL(CQL):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes over a state; runners that had no counterpart start their own episodes."""
         super().__setstate__(state)
+        self._weights_to_load = None
         run_state = state["calql"]
         self.summary = RunSummary.from_state(run_state["summary"])
         for name, group in self._runner_groups():
@@ -246,6 +252,15 @@ def open_offline_data(config: CalQLConfig, observation_space: Any, action_space:
     return prepared(raw)
 
 
+def check_capacity(config: CalQLConfig, env: Any) -> None:
+    """Refuses (ValueError) a replay that an episode of the environment's time limit would not fit."""
+    limit = getattr(getattr(env, "spec", None), "max_episode_steps", None)
+    if limit is not None and limit > config.online_capacity and config.num_online_env_steps > 0:
+        raise ValueError(
+            f"online_capacity={config.online_capacity} cannot hold an episode of up to {limit} steps: enlarge it"
+        )
+
+
 def set_normalizer(update: CalQLUpdate, data: Transitions) -> None:
     """Mean and standard deviation of the offline observations; a constant entry keeps its scale."""
     std = data.observations.std(axis=0, dtype=np.float64)
@@ -255,7 +270,10 @@ def set_normalizer(update: CalQLUpdate, data: Transitions) -> None:
 
 
 def checkpoint_weights(path: str) -> dict[str, np.ndarray]:
-    """Networks and temperatures of a CalQL checkpoint."""
-    policies = Policy.from_checkpoint(path, policy_ids=[DEFAULT_POLICY_ID])
+    """Networks, temperatures and normaliser of a CalQL checkpoint (networks know no other normaliser)."""
+    folder = Path(path).expanduser().resolve()
+    if not folder.is_dir():
+        raise ValueError(f"load_weights_from={path!r} is not the folder of a checkpoint")
+    policies = Policy.from_checkpoint(str(folder), policy_ids=[DEFAULT_POLICY_ID])
     policy = policies[DEFAULT_POLICY_ID] if isinstance(policies, dict) else policies
     return policy.get_weights()

@@ -30,6 +30,7 @@ SUPERSEDED = {
     "output": "nothing yet: recording is not supported",
     "model": "policy_model_config and q_model_config",
     "shuffle_buffer_size": "nothing: batches are drawn uniformly from the whole dataset",
+    "store_buffer_in_checkpoints": "nothing: a restored run needs its online data",
     "clip_rewards": "reward_scale and reward_bias",
     "clip_actions": "nothing: actions never leave the environment's bounds",
     "compress_observations": "nothing: online data stay in memory",

@@ -165,8 +165,8 @@ class CalQLConfig(CQLConfig):
             mixing_ratio: Share of offline rows in an online batch: a number in [0, 1]; -1 for their share of
                 all rows seen so far; or a schedule [[env_steps, ratio], ...], linear between points.
             online_capacity: Online rows kept; the oldest whole episodes go first.
-            load_weights_from: Path of a CalQL checkpoint whose networks and temperatures a new run starts
-                from; counters, optimisers and data start anew.
+            load_weights_from: Path of a CalQL checkpoint whose networks, temperatures and observation
+                normaliser a new run starts from; counters, optimisers and data start anew.
             reward_scale: Rewards are multiplied by it ...
             reward_bias: ... and this is added, in both phases; evaluation reports raw rewards.
             sparse_failure_reward: The environment's reward of an unsuccessful step of a sparse task (AntMaze
@@ -363,6 +363,9 @@ class CalQLConfig(CQLConfig):
                 "the online phase needs an environment: set environment(...), or num_online_env_steps=0 to end "
                 "after pre-training"
             )
+        path = self.load_weights_from
+        if path is not None and not isinstance(path, (str, Path)):
+            raise ValueError(f"load_weights_from must be the path of a checkpoint, not {path!r}")
         if not has_data and self.normalize_observations:
             raise ValueError("normalize_observations takes its figures from the offline data, and there are none")
         if has_data and not (isinstance(self.input_, (str, Transitions)) or callable(self.input_)):

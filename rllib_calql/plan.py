@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 from ray.rllib.models.catalog import ModelCatalog
 
-from rllib_calql.algorithm import CalQL, open_offline_data
+from rllib_calql.algorithm import CalQL, check_capacity, checkpoint_weights, open_offline_data
 from rllib_calql.config import CalQLConfig
 from rllib_calql.core.hyperparameters import UpdateConfig
 from rllib_calql.core.update import CalQLUpdate
@@ -28,6 +28,8 @@ def make_plan(config: CalQLConfig) -> dict[str, dict[str, Any]]:
     update = CalQLUpdate(
         observation_space.shape[0], action_space.shape[0], UpdateConfig.from_settings(vars(config))
     )
+    if config.load_weights_from is not None:
+        update.load_weights(checkpoint_weights(config.load_weights_from))  # they exist, and their shapes fit
     offline, per_iteration = config.num_offline_updates, config.min_train_updates_per_iteration
     plan: dict[str, dict[str, Any]] = {
         "environment": environment,
@@ -86,5 +88,6 @@ def _spaces(config: CalQLConfig) -> tuple[gym.spaces.Box, gym.spaces.Box, dict[s
         "time limit": getattr(env.spec, "max_episode_steps", None),
     }
     action_space = env.action_space
+    check_capacity(config, env)
     env.close()
     return observation_space, action_space, described

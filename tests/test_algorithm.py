@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,24 @@ def test_evaluation_is_deterministic_also_with_other_evaluation_settings(pendulu
     algo.stop()
 
 
+def test_every_evaluation_runs_the_same_episodes(pendulum_data: Transitions) -> None:
+    returns = []
+    for seed in (3, 4):
+        config = small_config(pendulum_data, 0).evaluation(evaluation_duration=3, evaluation_config={"seed": seed})
+        algo = config.build_algo()
+        for _ in range(3):
+            returns.append(algo.evaluate()["env_runners"]["hist_stats"]["episode_reward"][-3:])
+        algo.stop()
+    assert returns[0] == returns[1] == returns[2]
+    assert len(set(returns[0])) == 3
+    assert returns[3] == returns[4] == returns[5] != returns[0]
+
+
+def test_capacity_below_an_episode_is_refused_at_once(pendulum_data: Transitions) -> None:
+    with pytest.raises(ValueError, match="online_capacity=49 cannot hold an episode of up to 50 steps"):
+        small_config(pendulum_data, 0, online_capacity=49).build_algo()
+
+
 def test_normalised_observations_are_used_everywhere(pendulum_data: Transitions) -> None:
     algo = small_config(pendulum_data, 0, normalize_observations=True).build_algo()
     mean, std = pendulum_data.observations.mean(0), pendulum_data.observations.std(0)
@@ -187,16 +206,34 @@ def test_normalised_observations_are_used_everywhere(pendulum_data: Transitions)
 def test_weights_only_start(pendulum_data: Transitions, tmp_path: Path) -> None:
     first = small_config(pendulum_data, 0).build_algo()
     first.train()
-    first.save(str(tmp_path))
+    first.save(str(tmp_path / "first"))
     expected = first.get_policy().get_weights()
     first.stop()
-    second = small_config(pendulum_data, 0, load_weights_from=str(tmp_path)).build_algo()
+    settings = dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr", "lagrangian_lr"), 0.0)
+    second = small_config(
+        pendulum_data, 0, load_weights_from=str(tmp_path / "first"), tau=1e-9, **settings
+    ).build_algo()
+    assert second.train()["calql"]["num_updates"] == 10
     found = second.get_policy().get_weights()
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
-    assert second.update.num_updates == 0
-    assert second.train()["calql"]["num_updates"] == 10
+        np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-6, err_msg=name)
+    second.save(str(tmp_path / "second"))
     second.stop()
+    # A restored run needs the first checkpoint no more.
+    shutil.rmtree(tmp_path / "first")
+    restored = CalQL.from_checkpoint(str(tmp_path / "second"))
+    assert restored.train()["calql"]["num_updates"] == 20
+    restored.stop()
+
+
+def test_a_checkpoint_to_start_from_must_exist(pendulum_data: Transitions) -> None:
+    config = small_config(pendulum_data, 0, load_weights_from="nowhere")
+    with pytest.raises(ValueError, match="load_weights_from='nowhere' is not the folder of a checkpoint"):
+        config.plan()
+    algo = config.build_algo()
+    with pytest.raises(ValueError, match="load_weights_from='nowhere' is not the folder of a checkpoint"):
+        algo.train()
+    algo.stop()
 
 
 def test_input_may_be_a_function(pendulum_data: Transitions) -> None:

@@ -163,18 +163,6 @@ def test_episode_noise_is_a_function_of_the_seed() -> None:
     np.testing.assert_array_equal(actions_of(first, True, OBS[:1]), runs[0][0])
 
 
-def test_a_given_first_action_is_taken_once_and_leaves_the_noise_where_it_was() -> None:
-    policy = make_policy()
-    policy.begin_episode(7)
-    own = [actions_of(policy, True, OBS[i : i + 1]) for i in range(3)]
-    np.testing.assert_array_equal(policy.first_action, own[0])
-    given = float32([[0.125, -0.5]])
-    policy.begin_episode(7, given)
-    found = [actions_of(policy, True, OBS[i : i + 1]) for i in range(3)]
-    np.testing.assert_array_equal(found, [given, *own[1:]])
-    np.testing.assert_array_equal(policy.first_action, given)
-
-
 def test_the_same_seed_is_the_same_policy() -> None:
     assert moved(make_policy(3).get_weights(), make_policy(3).get_weights()) == set()
     assert moved(make_policy(3).get_weights(), make_policy(4).get_weights()) == {

@@ -123,7 +123,7 @@ def _load_python(path: Path) -> Spec:
 
 def _absolute_input(config: Spec, *folders: Path) -> None:
     """Data paths made absolute, since a trial runs in a folder of its own."""
-    for key in {"input_", "input"} & config.keys():
+    for key in {"input_", "input", "load_weights_from"} & config.keys():
         if isinstance(config[key], str):
             for folder in (Path.cwd(), *folders):
                 path = folder / Path(config[key]).expanduser()
@@ -183,7 +183,9 @@ def override(name: str, spec: Spec, options: TrainOptions) -> Spec:
     if options.download is not None:
         if not issubclass(algorithm_class(spec["run"]), CalQL):
             raise UserError(f"--download and --no-download are for CalQL; {spec['run']} does not download data")
-        config = merged(config, {"input_config": {"download": options.download}})
+        # Only d4rl:// downloads anything; elsewhere there is nothing to allow or forbid.
+        if str(config.get("input_", config.get("input"))).startswith("d4rl://"):
+            config = merged(config, {"input_config": {"download": options.download}})
     if options.framework is not None:
         if options.framework != "torch":
             raise UserError(f"--framework {options.framework}: only torch is supported")

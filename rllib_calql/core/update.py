@@ -393,10 +393,11 @@ class CalQLUpdate:
             "num_updates": self.num_updates,
             "online": self.online,
             "generator": self.generator.get_state().numpy().copy(),
+            "device": self.device.type,
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Takes over a state made by `get_state`."""
+        """Takes over a state made by `get_state`; bit-equal on the same kind of device."""
         self.load_weights(state["weights"])
         layout = self.optimizer.state_dict()
         layout["state"] = {
@@ -404,4 +405,7 @@ class CalQLUpdate:
         }
         self.optimizer.load_state_dict(layout)
         self.num_updates, self.online = int(state["num_updates"]), bool(state["online"])
-        self.generator.set_state(torch.from_numpy(np.array(state["generator"])))
+        if state["device"] == self.device.type:
+            self.generator.set_state(torch.from_numpy(np.array(state["generator"])))
+        else:  # generators of different devices have nothing in common: a new, reproducible sequence
+            self.generator.manual_seed(self.num_updates)

@@ -8,7 +8,9 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from ray.rllib.env.vector_env import VectorEnvWrapper
 from ray.rllib.evaluation.rollout_worker import RolloutWorker
+from ray.rllib.evaluation.sampler import SyncSampler
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
 
 from rllib_calql.old_stack.policy import EPISODE_SUCCESS
@@ -17,10 +19,14 @@ from rllib_calql.old_stack.policy import EPISODE_SUCCESS
 class CalQLRolloutWorker(RolloutWorker):
     """Samples whole episodes from the environment whatever `input_` says: the dataset is the algorithm's.
 
-    Episode number i of a runner depends on (seed, runner, i) and the policy alone, so a run that is restored
-    goes on exactly as it would have. Evaluation runners do the same with their own seed, from the first again at
-    every evaluation.
+    With one environment per runner, every sample begins with a reset under the present weights, and episode
+    number i of a runner depends on (seed, runner, i) and the policy alone: a run that is restored goes on exactly
+    as it would have. Evaluation runners do the same with their own seed, from the first episode again at every
+    evaluation. Several environments per runner go on with the episodes they are in, as RLlib's sampler does.
     """
+
+    async_env: Any
+    sampler: Any
 
     def __init__(self, *, env_creator: Callable[[Any], Any], **kwargs: Any) -> None:
         self.constructed = False
@@ -28,40 +34,66 @@ class CalQLRolloutWorker(RolloutWorker):
         entropy = np.random.SeedSequence().entropy if self.seed is None else self.seed
         self._episode_entropy = int(entropy)  # type: ignore[arg-type]
         self._next_episode = 0
-        self._begun: int | None = None  # the episode that RLlib's sampler is in
-        # Of a restored run: the episode it was in, and that episode's first action.
-        self._to_repeat: tuple[int, np.ndarray | None] | None = None
+        self._pending = False  # RLlib's sampler has begun an episode that no sample holds yet
+        self._kept_metrics: list[Any] = []  # of samplers that have been replaced
         self.constructed = True
 
     def begin_episode(self) -> int:
         """Starts the exploration noise of the next episode; returns the seed its environment is reset with."""
-        first_action = None
-        if self._to_repeat is not None:
-            self._begun, first_action = self._to_repeat
-            self._to_repeat = None
-        else:
-            self._begun = self._next_episode
-            self._next_episode += 1
-        seeds = np.random.SeedSequence([self._episode_entropy, self._begun]).generate_state(2)
-        self.policy_map[DEFAULT_POLICY_ID].begin_episode(int(seeds[1]), first_action)
+        seeds = np.random.SeedSequence([self._episode_entropy, self._next_episode]).generate_state(2)
+        self._next_episode += 1
+        self._pending = True
+        self.policy_map[DEFAULT_POLICY_ID].begin_episode(int(seeds[1]))
         return int(seeds[0] >> 1)  # some environments take 31 bits
 
+    def sample(self, **kwargs: Any) -> Any:
+        """Whole episodes, one per environment or more."""
+        self._drop_pending_episode()
+        return super().sample(**kwargs)
+
+    def get_metrics(self) -> list[Any]:
+        """Metrics of the episodes since the last call."""
+        kept, self._kept_metrics = self._kept_metrics, []
+        return kept + super().get_metrics()
+
     def restart_episodes(self) -> None:
-        """Counts episodes from the first again; one that has begun is finished before."""
+        """Counts episodes from the first again."""
+        self._drop_pending_episode()
         self._next_episode = 0
 
-    def episode_state(self) -> dict[str, Any]:
-        """Where this runner stands; RLlib's sampler has always begun the next episode already."""
-        to_repeat = self._to_repeat
-        if to_repeat is None and self._begun is not None:
-            to_repeat = (self._begun, self.policy_map[DEFAULT_POLICY_ID].first_action)
-        return {"entropy": self._episode_entropy, "next_episode": self._next_episode, "to_repeat": to_repeat}
+    def _drop_pending_episode(self) -> None:
+        """Undoes the sampler's beginning of the next episode, whose first action came from the old weights."""
+        only_one = self.config.num_envs_per_env_runner == 1 and isinstance(self.async_env, VectorEnvWrapper)
+        if not (self._pending and only_one):
+            return
+        self._next_episode -= 1
+        self._pending = False
+        self._kept_metrics += self.sampler.get_metrics()
+        self.async_env = VectorEnvWrapper(self.async_env.vector_env)
+        self.sampler = SyncSampler(
+            worker=self,
+            env=self.async_env,
+            clip_rewards=False,
+            rollout_fragment_length=float("inf"),  # a batch is made of complete episodes
+            count_steps_by=self.config.count_steps_by,
+            callbacks=self.callbacks,
+            multiple_episodes_in_batch=False,
+            normalize_actions=self.config.normalize_actions,
+            clip_actions=self.config.clip_actions,
+            observation_fn=self.config.observation_fn,
+            sample_collector_class=self.config.sample_collector,
+            render=self.config.render_env,
+        )
+        self.input_reader = self.sampler
 
-    def set_episode_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `episode_state` was taken; before the first sample of this runner."""
-        self._episode_entropy = state["entropy"]
-        self._next_episode = state["next_episode"]
-        self._to_repeat = state["to_repeat"]
+    def episode_state(self) -> dict[str, int]:
+        """Where this runner stands: its entropy and its next episode."""
+        return {"entropy": self._episode_entropy, "next_episode": self._next_episode - self._pending}
+
+    def set_episode_state(self, state: dict[str, int]) -> None:
+        """Goes on where `episode_state` was taken."""
+        self._drop_pending_episode()
+        self._episode_entropy, self._next_episode = state["entropy"], state["next_episode"]
 
     def get_weights(self, policies: Any = None, inference_only: bool = False) -> dict[str, Any]:
         """Weights by policy; `inference_only` leaves the critics out."""

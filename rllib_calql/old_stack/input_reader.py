@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 from ray.rllib.offline.input_reader import InputReader
 from ray.rllib.offline.io_context import IOContext
 from ray.rllib.policy.sample_batch import SampleBatch
@@ -40,7 +41,9 @@ class CalQLInputReader(InputReader):
             options.pop(added_by_rllib, None)
         if "dataset" not in options:
             raise ValueError("input_config needs 'dataset': a path or a URI such as d4rl://antmaze-umaze-v2")
-        dataset, seed = options.pop("dataset"), options.pop("seed", None)
+        dataset, seed = options.pop("dataset"), options.pop("seed", ioctx.config["seed"])
+        if seed is not None:  # workers draw different batches
+            seed = int(np.random.SeedSequence([seed, ioctx.worker_index]).generate_state(1)[0])
         known = {field.name for field in fields(Preparation)}
         settings = {key: options.pop(key) for key in known & options.keys()}
         settings.setdefault("gamma", ioctx.config["gamma"])

@@ -69,22 +69,13 @@ class CalQLTorchPolicy(CQLTorchPolicy):
         self.update = CalQLUpdate(obs_dim, act_dim, settings, self.device, seed)
         self.model.actor, self.model.normalize = self.update.actor, self.update.normalize
         self._action_noise = torch.Generator()
-        self.first_action: np.ndarray | None = None
         self.begin_episode(seed if seed is not None else int(np.random.SeedSequence().generate_state(1)[0]))
 
     # ---- acting
 
-    def begin_episode(self, seed: int, first_action: np.ndarray | None = None) -> None:
-        """Starts an episode's exploration noise anew, so that an episode is a function of its seed.
-
-        Args:
-            seed: of the noise.
-            first_action: taken as the episode's first action. RLlib's sampler computes it as soon as the
-                episode before has ended, with the weights of that time; a resumed run has to repeat it.
-        """
+    def begin_episode(self, seed: int) -> None:
+        """Starts an episode's exploration noise anew, so that an episode is a function of its seed."""
         self._action_noise.manual_seed(seed)
-        self._given_first_action = first_action
-        self._at_first_action = True
 
     def sample_actions(self, observations: Tensor, explore: bool) -> tuple[Tensor, Tensor]:
         """Actions (B, act_dim) in [-1, 1] and log-probabilities (B,)."""
@@ -92,13 +83,7 @@ class CalQLTorchPolicy(CQLTorchPolicy):
         if explore:
             shape = (len(observations), self.update.act_dim)
             noise = torch.randn(shape, generator=self._action_noise).to(self.device)
-        actions, log_probs = self.update.act(observations.reshape(len(observations), -1).float(), noise)
-        if self._at_first_action:
-            self._at_first_action = False
-            if self._given_first_action is not None and self._given_first_action.shape == actions.shape:
-                actions = torch.as_tensor(self._given_first_action, device=self.device)
-            self.first_action = actions.cpu().numpy().copy()
-        return actions, log_probs
+        return self.update.act(observations.reshape(len(observations), -1).float(), noise)
 
     def compute_log_likelihoods(
         self,
