@@ -628,3 +628,18 @@ def test_weight_of_the_conservative_term(lagrangian: bool) -> None:
     # the multiplier comes on top of the weight, and the threshold holds in its form alone
     penalty = 0.5 * 3.0 * (critic.gaps - 0.8) if lagrangian else 3.0 * critic.gaps
     torch.testing.assert_close(critic.critic_losses.detach(), critic.bellman_losses + penalty)
+
+
+def test_a_state_from_another_kind_of_device_is_taken_but_for_its_generator() -> None:
+    config = UpdateConfig(actor_hiddens=(8,), critic_hiddens=(8,))
+    saved = CalQLUpdate(3, 2, config, seed=0).get_state()
+    # What a CUDA generator saves: 16 bytes, which a CPU generator refuses.
+    foreign = {**saved, "device": "cuda", "generator": np.zeros(16, np.uint8), "num_updates": 7}
+    noises = []
+    for seed in (1, 2):
+        update = CalQLUpdate(3, 2, config, seed=seed)
+        update.set_state(foreign)
+        assert update.num_updates == 7
+        np.testing.assert_array_equal(update.weights()["log_alpha"], saved["weights"]["log_alpha"])
+        noises.append(update.draw_noise(4).actor)
+    assert torch.equal(*noises)
