@@ -185,7 +185,7 @@ NUMBERS: dict[str, tuple[type, bool]] = {
     "num_gpus": (float, False),
 }
 _NUMBERS_INSIDE = {"mixing_ratio", "score_range", "target_entropy"}
-OWN_CHECKS = {"policy_model_config", "q_model_config"}
+MODEL_SETTINGS = ("policy_model_config", "q_model_config")
 _TINY = 1e-12
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(

@@ -15,7 +15,7 @@ from rllib_calql.checks import (
     ALIASES,
     CHOICES,
     MODEL_KEYS,
-    OWN_CHECKS,
+    MODEL_SETTINGS,
     RANGES,
     SUPERSEDED,
     checked,
@@ -253,7 +253,7 @@ class CalQLConfig(CQLConfig):
                 close = difflib.get_close_matches(key, sorted(known), n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
                 raise ValueError(f"CalQL has no setting {key!r}{hint}")
-            if name in OWN_CHECKS:
+            if name in MODEL_SETTINGS:
                 self._set(name, value)
             else:
                 rest[key] = checked(name, value)
@@ -261,7 +261,7 @@ class CalQLConfig(CQLConfig):
         return self
 
     def _set(self, name: str, value: Any) -> None:
-        if name in ("policy_model_config", "q_model_config") and not is_search_space(value):
+        if name in MODEL_SETTINGS and not is_search_space(value):
             if not isinstance(value, Mapping):
                 raise ValueError(f"{name} must be a dict with {', '.join(MODEL_KEYS)}, not {value!r}")
             if unknown := sorted(set(value) - set(MODEL_KEYS)):
@@ -327,7 +327,7 @@ class CalQLConfig(CQLConfig):
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
-        for name in ("policy_model_config", "q_model_config"):
+        for name in MODEL_SETTINGS:
             hiddens, activation = (getattr(self, name)[key] for key in MODEL_KEYS)
             widths = hiddens if isinstance(hiddens, (list, tuple)) else ()
             if not widths or not all(isinstance(width, int) and width > 0 for width in widths):
