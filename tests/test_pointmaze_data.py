@@ -12,7 +12,7 @@ import pytest
 
 from rllib_calql.data import DatasetError, Transitions, check_fits, open_dataset
 from rllib_calql.data.sources import pointmaze
-from rllib_calql.data.sources.pointmaze import RECIPES, Recipe, Walker, generate, load
+from rllib_calql.data.sources.pointmaze import RECIPES, Recipe, Walker, generate
 
 SMALL = Recipe("rllib_calql/PointMaze-UMaze-v3", (Walker(1.0, noise=0.1),), num_rows=600)
 
@@ -83,13 +83,13 @@ def test_cached_once_under_the_recipes_own_name(tmp_path: Path, monkeypatch: pyt
     (file,) = tmp_path.iterdir()
     assert file.name.startswith("pointmaze-small-")
     monkeypatch.setattr(pointmaze, "generate", lambda recipe: pytest.fail("generated again"))
-    assert same(load("small"), first)
+    assert same(pointmaze.open("small"), first)
     with np.load(file, allow_pickle=False) as columns:
-        assert sorted(columns) == sorted(set(Transitions.__dataclass_fields__) - {"mc_returns"})
+        assert sorted(columns) == sorted(set(Transitions.__dataclass_fields__) - {"mc_returns", "metadata"})
     monkeypatch.undo()
     # Another recipe under the same name does not meet the old file.
     monkeypatch.setitem(RECIPES, "small", Recipe(SMALL.env_id, SMALL.walkers, 300))
-    assert len(load("small", cache_dir=tmp_path)) < len(first)
+    assert len(pointmaze.open("small", cache_dir=tmp_path)) < len(first)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -99,31 +99,31 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(np, "savez_compressed", full)
     with pytest.raises(OSError, match="no space left"):
-        load("small")
+        pointmaze.open("small")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(DatasetError, match=r"unknown dataset pointmaze://nowhere; there are .*small"):
-        load("nowhere")
+        pointmaze.open("nowhere")
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    load("small")
+    pointmaze.open("small")
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(DatasetError, match=r"pointmaze-small-\w+.npz is damaged .*delete it"):
-        load("small")
+        pointmaze.open("small")
     np.savez(file, observations=np.zeros((3, 4)))
     with pytest.raises(DatasetError, match=r"is damaged .*missing"):
-        load("small")
+        pointmaze.open("small")
 
 
 @pytest.mark.parametrize(("name", "share"), [("umaze-expert", 1.0), ("medium-narrow", 0.6), ("medium-play", 0.2)])
 def test_recipes_are_made_and_fit_their_environment(name: str, share: float, monkeypatch: Any) -> None:
     small = replace(RECIPES[name], num_rows=4000)
     monkeypatch.setitem(RECIPES, name, small)
-    data = load(name)
+    data = pointmaze.open(name)
     env: Any = gym.make(small.env_id, **small.env)
     check_fits(data, env.observation_space, env.action_space)
     assert data.terminated[data.episode_ends].mean() == pytest.approx(share, abs=0.25)

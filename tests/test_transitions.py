@@ -207,7 +207,7 @@ def with_returns(data: Transitions) -> Transitions:
     return Transitions(**{**vars_of(data), "mc_returns": np.arange(len(data)) / 8})
 
 
-def vars_of(data: Transitions) -> dict[str, np.ndarray]:
+def vars_of(data: Transitions) -> dict[str, Any]:
     names = ("observations", "actions", "rewards", "terminated", "truncated", "final_observations")
     return {name: getattr(data, name) for name in names}
 

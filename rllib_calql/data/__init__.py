@@ -4,7 +4,8 @@ from rllib_calql.data.errors import DatasetError, DatasetWarning
 from rllib_calql.data.prepare import Preparation, check_fits, require_flat_box
 from rllib_calql.data.replay import EpisodeStore, MixedReplay, check_mixing_ratio
 from rllib_calql.data.returns import return_to_go
-from rllib_calql.data.sources import open_dataset
+from rllib_calql.data.rows import Metadata, Rows, Source
+from rllib_calql.data.sources import open_dataset, open_source
 from rllib_calql.data.transitions import Batch, Transitions
 
 __all__ = [
@@ -12,12 +13,16 @@ __all__ = [
     "DatasetError",
     "DatasetWarning",
     "EpisodeStore",
+    "Metadata",
     "MixedReplay",
     "Preparation",
+    "Rows",
+    "Source",
     "Transitions",
     "check_fits",
     "check_mixing_ratio",
     "open_dataset",
+    "open_source",
     "require_flat_box",
     "return_to_go",
 ]

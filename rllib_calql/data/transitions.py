@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypedDict
 
 import numpy as np
 
 from rllib_calql.data.errors import DatasetError, DatasetWarning, first_rows
+from rllib_calql.data.rows import Metadata, Rows, rows_per_chunk
 
 # The share of rows whose next observation may differ from the next row's before the rows count as out of
 # order.
@@ -46,6 +47,7 @@ class Transitions:
     truncated: np.ndarray  # (N,) bool: the episode was cut off after this row; bootstraps
     final_observations: np.ndarray  # (E, obs_dim) float32: what followed each episode's last row
     mc_returns: np.ndarray | None = None  # (N,) float32: return-to-go, set by Preparation; -inf where unknown
+    metadata: Metadata = field(default_factory=Metadata)  # what the source knew
 
     def __post_init__(self) -> None:
         columns = _checked_columns(self.observations, self.actions, self.rewards, self.terminated, self.truncated)
@@ -75,7 +77,7 @@ class Transitions:
             object.__setattr__(self, name, column)
 
     @classmethod
-    def unchecked(cls, **columns: np.ndarray | None) -> Transitions:
+    def unchecked(cls, **columns: Any) -> Transitions:
         """A view of columns already known to be right: no conversion, no check, no copy."""
         view = object.__new__(cls)
         view.__dict__.update(columns)
@@ -152,7 +154,7 @@ class Transitions:
         return cls._kept(*_without_truncated_rows({k: v[:whole] for k, v in columns.items()}))
 
     @classmethod
-    def _kept(cls, columns: dict[str, np.ndarray], final_observations: np.ndarray) -> Transitions:
+    def _kept(cls, columns: dict[str, Any], final_observations: np.ndarray) -> Transitions:
         if len(columns["rewards"]) == 0:
             raise DatasetError(
                 "no complete episode remains: flag the last row of each episode as terminated or truncated, "
@@ -171,8 +173,10 @@ class Transitions:
         dims = {(part.obs_dim, part.act_dim) for part in parts}
         if len(dims) > 1:
             raise DatasetError(f"parts have different (observation, action) dimensions: {sorted(dims)}")
-        names = [name for name in cls.__dataclass_fields__ if name != "mc_returns" or all(with_returns)]
-        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+        absent = {"metadata"} if all(with_returns) else {"metadata", "mc_returns"}
+        names = [name for name in cls.__dataclass_fields__ if name not in absent]
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        return cls(**columns, metadata=parts[0].metadata)
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -217,6 +221,20 @@ class Transitions:
             "mc_returns": self.mc_returns.take(rows),
         }
 
+    def chunks(self) -> Iterator[Rows]:
+        """The rows as a source gives them (`Transitions` are one), without `mc_returns`."""
+        size = rows_per_chunk(4 * (2 * self.obs_dim + self.act_dim + 1))
+        for start in range(0, len(self), size):
+            rows = slice(start, start + size)
+            yield Rows(
+                observations=self.observations[rows],
+                actions=self.actions[rows],
+                rewards=self.rewards[rows],
+                terminated=self.terminated[rows],
+                truncated=self.truncated[rows],
+                next_observations=self.next_observations(rows),
+            )
+
     def episodes(self) -> Iterator[Transitions]:
         """Each episode as a view, without copying."""
         start = 0
@@ -230,6 +248,7 @@ class Transitions:
                 truncated=self.truncated[rows],
                 final_observations=self.final_observations[number : number + 1],
                 mc_returns=None if self.mc_returns is None else self.mc_returns[rows],
+                metadata=self.metadata,
             )
             start = end + 1
 

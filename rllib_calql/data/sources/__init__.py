@@ -1,4 +1,4 @@
-"""Where datasets come from: `open_dataset` finds the reader of a URI."""
+"""Where datasets come from: `open_source` finds the reader of a URI, `open_dataset` reads it."""
 
 from __future__ import annotations
 
@@ -7,23 +7,52 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from rllib_calql.data.assemble import assemble
 from rllib_calql.data.errors import DatasetError
+from rllib_calql.data.rows import Source
 from rllib_calql.data.transitions import Transitions
 
-# A module here per scheme and file ending; each has `load(name, **options) -> Transitions`.
-_SCHEMES = {"d4rl": "d4rl", "pointmaze": "pointmaze"}
-_ENDINGS = {".hdf5": "read_hdf5", ".h5": "read_hdf5"}
+# Readers as "module.function" of this package; a function takes what is named here and options as keywords,
+# and returns a Source.
+_SCHEMES = {"d4rl": "d4rl.open_task", "pointmaze": "pointmaze.open"}  # SCHEME://NAME: the name
+_SUFFIXES = {".hdf5": "d4rl.open", ".h5": "d4rl.open"}  # files and globs: the path
+_FOLDERS: dict[str, str] = {}  # folders that hold such a file (glob), the first that fits: the path
 UNDERSTOOD = "d4rl://NAME, pointmaze://NAME, or the path of a .hdf5 or .h5 file in D4RL's layout"
 
 
-def open_dataset(uri: str | Path, **options: Any) -> Transitions:
+def open_source(uri: str | Path | Source, **options: Any) -> Source:
+    """Finds the reader of a dataset; reads no rows yet.
+
+    Args:
+        uri: `d4rl://NAME` (D4RL's cache folder, else downloaded), `pointmaze://NAME` (made on first use), the
+            path of an HDF5 file in D4RL's flat layout, or a `Source` (`Transitions` are one), returned as it is.
+        **options: what the reader takes, see `sources.d4rl.open`, `sources.d4rl.open_task`,
+            `sources.pointmaze.open`.
+
+    Raises:
+        DatasetError: unknown kind of URI or option, or nothing that can be read is there.
+    """
+    if not isinstance(uri, (str, Path)):
+        if options:
+            raise DatasetError(f"options {', '.join(sorted(options))} are for datasets opened by name or path")
+        return uri
+    name, target = _reader(str(uri))
+    module, _, function = name.partition(".")
+    reader = getattr(import_module(f"{__name__}.{module}"), function)
+    known = list(inspect.signature(reader).parameters)[1:]
+    if unknown := sorted(set(options) - set(known)):
+        raise DatasetError(
+            f"unknown option {', '.join(unknown)} for {str(uri)!r}: it takes {', '.join(known) or 'none'}"
+        )
+    return reader(target, **options)
+
+
+def open_dataset(uri: str | Path | Source, **options: Any) -> Transitions:
     """Opens a dataset: raw rows, in the environment's units.
 
     Args:
-        uri: `d4rl://NAME` (D4RL's cache folder, else downloaded), `pointmaze://NAME` (made on first use), or
-            the path of an HDF5 file in D4RL's flat layout.
-        **options: what the reader takes, see `sources.d4rl.read_hdf5`, `sources.d4rl.load`,
-            `sources.pointmaze.load`.
+        uri: see `open_source`.
+        **options: see `open_source`.
 
     Raises:
         DatasetError: unknown kind of URI or option, or the data cannot be used as they are.
@@ -31,16 +60,27 @@ def open_dataset(uri: str | Path, **options: Any) -> Transitions:
     Warns:
         DatasetWarning: counts rows that were dropped.
     """
-    text = str(uri)
-    scheme, separator, name = text.partition("://")
-    if separator and scheme in _SCHEMES:
-        module, function, target = _SCHEMES[scheme], "load", name
-    elif not separator and Path(text).suffix.lower() in _ENDINGS:
-        module, function, target = "d4rl", _ENDINGS[Path(text).suffix.lower()], text
+    source = open_source(uri, **options)
+    try:
+        return assemble(source)
+    except DatasetError as error:
+        if not isinstance(uri, (str, Path)) or str(uri) in str(error):
+            raise
+        raise DatasetError(f"{uri}: {error}") from error
+
+
+def _reader(uri: str) -> tuple[str, str]:
+    """The reader of a URI and what it is given."""
+    scheme, separator, name = uri.partition("://")
+    if separator:
+        if scheme in _SCHEMES:
+            return _SCHEMES[scheme], name
     else:
-        raise DatasetError(f"do not know how to open {text!r}: understood are {UNDERSTOOD}")
-    reader = getattr(import_module(f"{__name__}.{module}"), function)
-    known = list(inspect.signature(reader).parameters)[1:]
-    if unknown := sorted(set(options) - set(known)):
-        raise DatasetError(f"unknown option {', '.join(unknown)} for {text!r}: it takes {', '.join(known)}")
-    return reader(target, **options)
+        path = Path(uri).expanduser()
+        if path.is_dir():
+            for pattern, reader in _FOLDERS.items():
+                if any(path.glob(pattern)):
+                    return reader, str(path)
+        elif path.suffix.lower() in _SUFFIXES:
+            return _SUFFIXES[path.suffix.lower()], str(path)
+    raise DatasetError(f"do not know how to open {uri!r}: understood are {UNDERSTOOD}")

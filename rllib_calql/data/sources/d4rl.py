@@ -5,18 +5,31 @@ from __future__ import annotations
 import difflib
 import os
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from rllib_calql.data.errors import DatasetError, DatasetWarning
+from rllib_calql.data.rows import Metadata, Rows, Source
 from rllib_calql.data.sources.d4rl_tasks import BASE_URL, TASKS
 from rllib_calql.data.sources.download import by_hand, download_hdf5
-from rllib_calql.data.transitions import Transitions
 
 
-def load(
+@dataclass(frozen=True, eq=False)
+class _File:
+    """The columns of a file, as one chunk."""
+
+    columns: dict[str, np.ndarray]
+    metadata: Metadata
+
+    def chunks(self) -> Iterator[Rows]:
+        yield Rows(**self.columns)
+
+
+def open_task(
     name: str,
     *,
     download: bool = True,
@@ -24,16 +37,15 @@ def load(
     max_episode_steps: int | None = None,
     rewards: str = "rewards",
     success_reward: float | None = None,
-) -> Transitions:
-    """The dataset of a D4RL task, e.g. `antmaze-medium-diverse-v2`; see `locate` and `read_hdf5` for the
-    options.
+) -> Source:
+    """The dataset of a D4RL task, e.g. `antmaze-medium-diverse-v2`; see `locate` and `open` for the options.
 
     `max_episode_steps` is the task's own where D4RL registers one.
     """
     path = locate(name, download=download, base_url=base_url)
     if max_episode_steps is None and name in TASKS:
         max_episode_steps = TASKS[name].max_episode_steps
-    return read_hdf5(path, max_episode_steps=max_episode_steps, rewards=rewards, success_reward=success_reward)
+    return open(path, max_episode_steps=max_episode_steps, rewards=rewards, success_reward=success_reward)
 
 
 def locate(name: str, *, download: bool = True, base_url: str = BASE_URL) -> Path:
@@ -74,13 +86,13 @@ def locate(name: str, *, download: bool = True, base_url: str = BASE_URL) -> Pat
     return target
 
 
-def read_hdf5(
+def open(
     path: str | Path,
     *,
     max_episode_steps: int | None = None,
     rewards: str = "rewards",
     success_reward: float | None = None,
-) -> Transitions:
+) -> Source:
     """Reads a file in D4RL's flat layout.
 
     Columns `observations`, `actions`, `rewards`, `terminals` and, where the file has them, `timeouts` and
@@ -129,11 +141,11 @@ def read_hdf5(
     try:
         if "truncated" not in columns:
             columns["truncated"] = _step_limits(columns["terminated"], max_episode_steps)
-        if success_reward is None:
-            return Transitions.from_arrays(**columns)
-        return _successes(columns, success_reward)
+        if success_reward is not None:
+            columns = _successes(columns, success_reward)
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from error
+    return _File(columns, Metadata(num_rows=len(columns["rewards"]), source=str(path)))
 
 
 def _column(file: h5py.File, name: str) -> np.ndarray:
@@ -160,27 +172,20 @@ def _step_limits(terminals: np.ndarray, max_episode_steps: int | None) -> np.nda
     return (rows - starts + 1) % max_episode_steps == 0
 
 
-def _successes(columns: dict[str, np.ndarray], success_reward: float) -> Transitions:
-    """Ends episodes at each successful row and keeps those that end so."""
+def _successes(columns: dict[str, np.ndarray], success_reward: float) -> dict[str, np.ndarray]:
+    """Ends episodes at each successful row and keeps the rows that lead to one."""
     success = np.isclose(columns["rewards"].reshape(-1), success_reward)
     if not success.any():
         raise DatasetError(f"no row has the success_reward {success_reward:g}, so no episode is successful")
-    data = Transitions.from_arrays(**{**columns, "terminated": success | (columns["terminated"].reshape(-1) != 0)})
-    kept = np.isclose(data.rewards[data.episode_ends], success_reward)
-    lengths = np.diff(data.episode_ends, prepend=-1)
-    rows = np.repeat(kept, lengths)
-    if not kept.all():
+    columns = {**columns, "terminated": success | (columns["terminated"].reshape(-1) != 0)}
+    ends = np.flatnonzero(columns["terminated"] | (columns["truncated"].reshape(-1) != 0))
+    rows = np.zeros(len(success), dtype=bool)
+    rows[: ends[-1] + 1] = np.repeat(success[ends], np.diff(ends, prepend=-1))
+    if not rows.all():
         warnings.warn(
             f"{int((~rows).sum())} of {len(rows)} rows do not lead to a success (reward {success_reward:g}) "
             "and were dropped",
             DatasetWarning,
             stacklevel=2,
         )
-    return Transitions(
-        observations=data.observations[rows],
-        actions=data.actions[rows],
-        rewards=data.rewards[rows],
-        terminated=data.terminated[rows],
-        truncated=data.truncated[rows],
-        final_observations=data.final_observations[kept],
-    )
+    return {name: column[rows] for name, column in columns.items()}

@@ -23,6 +23,9 @@ from rllib_calql.data.transitions import Transitions
 # Change of velocity (m/s) that a full action gives in one simulation step: 100 N on 4.19 kg for 0.01 s.
 _FULL_ACTION = 0.239
 
+# What the cached file holds.
+_COLUMNS = ("observations", "actions", "rewards", "terminated", "truncated", "final_observations")
+
 
 @dataclass(frozen=True)
 class Walker:
@@ -83,7 +86,7 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def load(name: str, *, cache_dir: str | Path | None = None) -> Transitions:
+def open(name: str, *, cache_dir: str | Path | None = None) -> Transitions:
     """The named dataset as raw rows: reward 1 at the goal (terminated), else 0; time-outs are truncated.
 
     Args:
@@ -167,7 +170,7 @@ def _nearer(cell: tuple[int, ...], distances: np.ndarray) -> tuple[int, int]:
 def _save(path: Path, data: Transitions) -> None:
     """Writes the columns so that other processes see the whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns = {name: getattr(data, name) for name in data.__dataclass_fields__ if name != "mc_returns"}
+    columns = {name: getattr(data, name) for name in _COLUMNS}
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
         try:
             np.savez_compressed(file, **columns)

@@ -1,0 +1,71 @@
+"""What every source of data gives: chunks of logged rows, and what it knows about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+
+# A column: leaves of shape (n, ...), nested as gymnasium's Dict and Tuple spaces nest them.
+Tree: TypeAlias = "np.ndarray | Mapping[str, Tree] | tuple[Tree, ...]"
+
+# A chunk is at most about so large, so that reading any dataset needs a bounded amount of memory.
+CHUNK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Rows:
+    """n consecutive logged rows, in time order, as a source has them; where a chunk ends means nothing."""
+
+    observations: Tree
+    actions: Tree
+    rewards: np.ndarray  # (n,)
+    terminated: np.ndarray  # (n,) bool: the task ended after this row
+    truncated: np.ndarray  # (n,) bool: the episode was cut off after this row
+    next_observations: Tree | None = None  # in every chunk of a source or in none
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What a source knows about its data; nothing of it is needed to train.
+
+    Attributes:
+        observation_space, action_space: as logged, before flattening.
+        environment: JSON of gymnasium's `EnvSpec` (`spec.to_json()`), where it was recorded.
+        num_rows: rows that `chunks` will give in all (about), for progress bars.
+        score_range: episode returns that count as scores 0 and 1.
+        actions_normalized: actions are in [-1, 1], whatever the bounds of `action_space`.
+        source: where the data come from, for people to read.
+    """
+
+    observation_space: gym.Space | None = None
+    action_space: gym.Space | None = None
+    environment: str | None = None
+    num_rows: int | None = None
+    score_range: tuple[float, float] | None = None
+    actions_normalized: bool = False
+    source: str | None = None
+
+
+class Source(Protocol):
+    """A dataset that can be read again and again, a chunk at a time."""
+
+    @property
+    def metadata(self) -> Metadata:
+        """What is known without reading the rows."""
+        ...
+
+    def chunks(self) -> Iterator[Rows]:
+        """All rows from the start, at each call; a chunk has at most about `CHUNK_BYTES`."""
+        ...
+
+
+def rows_per_chunk(bytes_per_row: int) -> int:
+    """How many rows of so many bytes make a chunk; at least one."""
+    return max(1, CHUNK_BYTES // max(1, bytes_per_row))
