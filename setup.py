@@ -55,7 +55,9 @@ setup(
             "types-PyYAML",
         ],
     },
-    entry_points={"console_scripts": ["rllib = rllib_calql.cli.rllib:main"]},
+    entry_points={
+        "console_scripts": ["calql = rllib_calql.cli.calql:main", "rllib = rllib_calql.cli.rllib:main"],
+    },
     classifiers=[
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",

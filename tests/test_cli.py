@@ -19,7 +19,8 @@ from typer.testing import CliRunner, Result
 
 from rllib_calql import CalQLConfig
 from rllib_calql.cli import experiments, progress, train
-from rllib_calql.cli.options import REFUSED, TrainFileOptions, TrainOptions, UserError
+from rllib_calql.cli.common import UserError
+from rllib_calql.cli.options import REFUSED, TrainFileOptions, TrainOptions
 from rllib_calql.cli.rllib import app
 
 SMALL = {

@@ -57,12 +57,26 @@ def test_version_is_one(metadata: dict[str, Any]) -> None:
     assert latest[1] == rllib_calql.__version__
 
 
-def test_rllib_command_exists(metadata: dict[str, Any]) -> None:
-    (script,) = metadata["entry_points"]["console_scripts"]
-    name, target = script.split(" = ")
-    module, function = target.split(":")
-    assert name == "rllib"
-    assert callable(getattr(import_module(module), function))
+def test_commands_exist(metadata: dict[str, Any]) -> None:
+    scripts = dict(script.split(" = ") for script in metadata["entry_points"]["console_scripts"])
+    assert scripts.keys() == {"calql", "rllib"}
+    for target in scripts.values():
+        module, function = target.split(":")
+        assert callable(getattr(import_module(module), function))
+
+
+def test_calql_command_imports_ray_when_it_needs_it() -> None:
+    lines = [
+        "import sys",
+        "sys.argv = ['/somewhere/bin/calql']",
+        "import rllib_calql.cli.calql, rllib_calql.data.sources.d4rl",
+        "print(*{'ray', 'torch'} & sys.modules.keys())",
+        "rllib_calql.CalQLConfig",
+        "from ray.tune.registry import get_trainable_cls",
+        "print(get_trainable_cls('CalQL').__name__)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["", "CalQL"], done.stderr
 
 
 def test_wheel_holds_everything(tmp_path: Path) -> None:

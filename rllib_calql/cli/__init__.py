@@ -1,1 +1,1 @@
-"""The `rllib` command: `rllib train` and `rllib evaluate`, which Ray itself no longer ships."""
+"""The commands: `rllib` (train, evaluate), which Ray itself no longer ships, and `calql` (data)."""

@@ -36,8 +36,9 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.policy.policy import Policy
 from ray.rllib.utils.typing import ActionConnectorDataType, AgentConnectorDataType
 
+from rllib_calql.cli.common import UserError
 from rllib_calql.cli.experiments import algorithm_class, merged, parse_mapping
-from rllib_calql.cli.options import EvaluateOptions, UserError
+from rllib_calql.cli.options import EvaluateOptions
 from rllib_calql.envs.creation import make_env
 from rllib_calql.metrics import normalized_score
 from rllib_calql.old_stack.policy import CalQLTorchPolicy

@@ -24,7 +24,8 @@ from ray.tune.registry import get_trainable_cls
 from ray.tune.search.variant_generator import generate_variants
 
 from rllib_calql import CalQL
-from rllib_calql.cli.options import REFUSED, TrainAlgorithmOptions, TrainFileOptions, TrainOptions, UserError
+from rllib_calql.cli.common import UserError
+from rllib_calql.cli.options import REFUSED, TrainAlgorithmOptions, TrainFileOptions, TrainOptions
 
 Spec = dict[str, Any]
 

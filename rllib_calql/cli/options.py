@@ -4,13 +4,13 @@ Names and defaults are those of Ray 2.40's command where an option still means s
 is listed in `REFUSED`, so that an old command line is told why, and what to write instead.
 """
 
-import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
-from typing import Annotated, Any, TypeVar, get_type_hints
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import typer
 import typer.core
+
+from rllib_calql.cli.common import DebugOptions
 
 _NO_DASHBOARD = (
     "Ray's dashboard is not part of this installation. Start a cluster that has one (`ray start --head`, "
@@ -41,10 +41,6 @@ REFUSED = {
 }
 
 
-class UserError(Exception):
-    """The command line, or a file it names, cannot be used as it is. Printed as one line; exit code 2."""
-
-
 def refuse(args: list[str]) -> None:
     """Stops at the first argument that names an option which no longer works."""
     for arg in args:
@@ -66,41 +62,9 @@ class Group(typer.core.TyperGroup):
         return super().parse_args(ctx, args)
 
 
-T = TypeVar("T")
-
-
-def takes(options: type[T]) -> Callable[[Callable[[typer.Context, T], None]], Callable[..., None]]:
-    """Makes a typer command of `command(ctx, options)`: the fields of the dataclass become its parameters."""
-    hints = get_type_hints(options, include_extras=True)
-    parameters = [
-        inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
-        *(
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if field.default is MISSING else field.default,
-                annotation=hints[field.name],
-            )
-            for field in fields(options)  # type: ignore[arg-type]
-        ),
-    ]
-
-    def wrap(command: Callable[[typer.Context, T], None]) -> Callable[..., None]:
-        def call(ctx: typer.Context, **values: Any) -> None:
-            command(ctx, options(**values))
-
-        call.__name__, call.__doc__ = command.__name__, command.__doc__
-        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return call
-
-    return wrap
-
-
 @dataclass(frozen=True, kw_only=True)
-class LogOptions:
+class LogOptions(DebugOptions):
     v: Annotated[bool, typer.Option("--log-info", "-v", help="INFO logging and every result in full.")] = False
-    vv: Annotated[bool, typer.Option("--log-debug", "-vv", help="DEBUG logging, and tracebacks.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,51 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import typer
 
 from rllib_calql.cli import evaluate as evaluation
 from rllib_calql.cli import experiments, train
-from rllib_calql.cli.options import (
-    Command,
-    EvaluateOptions,
-    Group,
-    LogOptions,
-    TrainAlgorithmOptions,
-    TrainFileOptions,
-    UserError,
-    takes,
-)
+from rllib_calql.cli.common import UserError, new_app, plain_errors, takes
+from rllib_calql.cli.options import Command, EvaluateOptions, Group, TrainAlgorithmOptions, TrainFileOptions
 
-app = typer.Typer(
-    help="Train and evaluate RLlib algorithms, CalQL among them.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = new_app("Train and evaluate RLlib algorithms, CalQL among them.")
 train_app = typer.Typer(cls=Group, rich_markup_mode=None)
 app.add_typer(train_app, name="train")
-
-
-@contextmanager
-def plain_errors(options: LogOptions) -> Iterator[None]:
-    """An error becomes one line and an exit code: 2 for what the user wrote, 1 for what went wrong."""
-    try:
-        yield
-    except typer.Exit:
-        raise
-    except Exception as error:
-        if options.vv:
-            raise
-        text = " ".join(str(error).split())
-        # Messages of these two kinds are written for people; of other errors the kind says most.
-        if not isinstance(error, (UserError, ValueError)):
-            text = f"{type(error).__name__}: {text} (-vv shows the traceback)"
-        typer.echo(f"Error: {text}", err=True)
-        raise typer.Exit(2 if isinstance(error, UserError) else 1) from None
 
 
 @train_app.callback(invoke_without_command=True)
