@@ -54,9 +54,10 @@ class EpisodeStore:
         if capacity < 1:
             raise ValueError(f"the replay capacity must be at least 1 row, not {capacity}")
         self.capacity, self.obs_dim, self.act_dim = capacity, obs_dim, act_dim
-        self._clear()
+        self.clear()
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Forgets all rows and counters."""
         size = self.capacity + self.capacity // 4
         self._rows = _Window(
             size,
@@ -147,7 +148,7 @@ class EpisodeStore:
                 f"the saved replay has {shape[0]} observation and {shape[1]} action numbers, "
                 f"this one {self.obs_dim} and {self.act_dim}"
             )
-        self._clear()
+        self.clear()
         self._rows.append(columns)
         self._episodes.append(columns)
         self.num_rows_added = int(state["num_rows_added"])
