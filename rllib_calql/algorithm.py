@@ -6,34 +6,23 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.cql import CQL
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
-from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
 from ray.rllib.policy.policy import Policy
-from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID, SampleBatch
-from ray.rllib.utils.metrics import (
-    ENV_RUNNER_RESULTS,
-    EVALUATION_RESULTS,
-    NUM_AGENT_STEPS_SAMPLED,
-    NUM_AGENT_STEPS_TRAINED,
-    NUM_ENV_STEPS_SAMPLED,
-    NUM_ENV_STEPS_TRAINED,
-)
-from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS
 
+from rllib_calql.checkpoint import checkpoint_weights
 from rllib_calql.config import CalQLConfig
 from rllib_calql.core.update import CalQLUpdate
-from rllib_calql.data import Preparation, Transitions, check_fits, open_dataset
+from rllib_calql.dataset import check_capacity, observation_statistics, open_offline_data
 from rllib_calql.metrics import RunSummary, WeightedMeans, evaluation_scores, normalized_score
-from rllib_calql.old_stack.env_runner import CalQLRolloutWorker
-from rllib_calql.old_stack.policy import EPISODE_SUCCESS, CalQLTorchPolicy
-from rllib_calql.old_stack.replay_buffer import CalQLReplayBuffer, episode_of, split_episodes
+from rllib_calql.old_stack.policy import CalQLTorchPolicy
+from rllib_calql.old_stack.training import PolicyStack
+from rllib_calql.replay_buffer import CalQLReplayBuffer
+from rllib_calql.stack import Episode
 
 logger = logging.getLogger(__name__)
 
@@ -68,35 +57,36 @@ class CalQL(CQL):
         return CalQLTorchPolicy
 
     def setup(self, config: AlgorithmConfig) -> None:
-        """Builds runners and policy (RLlib), then opens the dataset and checks that it fits."""
+        """Builds runners and networks (RLlib), then opens the dataset and checks that it fits."""
         super().setup(config)
         self.summary = RunSummary()
-        policy = self.get_policy()
-        offline = open_offline_data(self.config, policy.observation_space, policy.action_space)
+        self.stack = PolicyStack(self)
+        observation_space, action_space = self.stack.spaces
+        offline = open_offline_data(self.config, observation_space, action_space)
         self.local_replay_buffer = CalQLReplayBuffer(
-            policy.observation_space.shape[0],
-            policy.action_space.shape[0],
+            observation_space.shape[0],
+            action_space.shape[0],
             offline,
             self.config.preparation(),
             self.config.online_capacity,
             self.config.mixing_ratio,
             self.config.seed,
         )
-        check_capacity(self.config, self.env_runner.env)
+        check_capacity(self.config, self.stack.env)
         if offline is not None and self.config.normalize_observations:
-            set_normalizer(self.update, offline)
+            self.stack.load_weights(observation_statistics(offline))
         # At the first iteration: a restored run has its own weights, and the old checkpoint may be gone.
         self._weights_to_load = self.config.load_weights_from
 
     @property
     def update(self) -> CalQLUpdate:
-        """The one update of this run; it lives in the local runner's policy."""
-        return self.get_policy().update
+        """The one update of this run, where it lives in this process."""
+        return self.stack.update
 
     @property
     def phase(self) -> str:
         """The phase of the next update: "offline" or "online"."""
-        return "offline" if self.update.num_updates < self.config.num_offline_updates else "online"
+        return "offline" if self.stack.num_updates < self.config.num_offline_updates else "online"
 
     @property
     def complete(self) -> bool:
@@ -119,62 +109,52 @@ class CalQL(CQL):
         results["done"] = self.complete
         return results
 
-    def training_step(self) -> dict[str, Any]:
+    def training_step(self) -> dict[str, Any] | None:
         """A share of the offline phase, or rounds of whole online episodes, each with the updates it earns."""
         self._means, self._seconds, self._steps = WeightedMeans(), 0.0, 0
-        updates_before = self.update.num_updates
+        updates_before = self.stack.num_updates
         if self._weights_to_load is not None:
-            self.update.load_weights(checkpoint_weights(self._weights_to_load))
+            self.stack.load_weights(checkpoint_weights(self._weights_to_load))
             self._weights_to_load = None
         if self.complete:
             logger.warning("both phases are complete: this iteration trains nothing")
-        self.update.online = self.phase == "online"
-        if not self.update.online:
-            left = self.config.num_offline_updates - self.update.num_updates
-            self._learn(min(left, self.config.min_train_updates_per_iteration))
-        while self.update.online and self._steps < self.config.min_env_steps_per_iteration and not self.complete:
+        online = self.phase == "online"
+        if not online:
+            left = self.config.num_offline_updates - self.stack.num_updates
+            self._learn(min(left, self.config.min_train_updates_per_iteration), online)
+        while online and self._steps < self.config.min_env_steps_per_iteration and not self.complete:
             self._collect()
             earned = math.floor(self.summary.num_online_env_steps * self.config.utd_ratio)
-            self._learn(self.config.num_offline_updates + earned - self.update.num_updates)
+            self._learn(self.config.num_offline_updates + earned - self.stack.num_updates, online)
         self._figures = self._means.result()
-        if num_updates := self.update.num_updates - updates_before:
+        if num_updates := self.stack.num_updates - updates_before:
             self._figures["updates_per_second"] = num_updates / self._seconds
-        return {DEFAULT_POLICY_ID: {LEARNER_STATS_KEY: dict(self._figures)}}
+        return self.stack.training_results(self._figures)
 
-    def _learn(self, num_updates: int) -> None:
+    def _learn(self, num_updates: int, online: bool) -> None:
         replay, batch_size = self.local_replay_buffer.replay, self.config.train_batch_size
-        online = self.update.online
         start = time.perf_counter()
-        figures = self.update.run(lambda: replay.sample(batch_size, online=online), num_updates)
+        figures = self.stack.learn(lambda: replay.sample(batch_size, online=online), num_updates, online)
         self._seconds += time.perf_counter() - start
         self._means.add(figures, num_updates)
-        self.get_policy().num_grad_updates += num_updates
-        self._counters[NUM_ENV_STEPS_TRAINED] += num_updates * batch_size
-        self._counters[NUM_AGENT_STEPS_TRAINED] += num_updates * batch_size
 
     def _collect(self) -> None:
         """Whole episodes, one per runner or more, into the replay."""
         start = time.perf_counter()
-        runners = self.env_runner_group
-        if runners.num_remote_workers() > 0:
-            runners.sync_weights(policies=[DEFAULT_POLICY_ID], inference_only=True)
-        batch = synchronous_parallel_sample(worker_set=runners)
-        for part in split_episodes(batch):
-            episode = episode_of(part)
-            self.local_replay_buffer.add_episode(episode)
-            self.summary.add_episode(len(episode), self._training_score(part))
-        steps = batch.env_steps()
+        episodes = self.stack.collect()
+        for episode in episodes:
+            self.local_replay_buffer.add_episode(episode.rows)
+            self.summary.add_episode(len(episode.rows), self._training_score(episode))
+        steps = sum(len(episode.rows) for episode in episodes)
         self._steps += steps
-        self._counters[NUM_ENV_STEPS_SAMPLED] += steps
-        self._counters[NUM_AGENT_STEPS_SAMPLED] += steps
         # The mean pace of a phase is the harmonic one: steps over seconds, so weigh by seconds.
         seconds = time.perf_counter() - start
         self._means.add({"env_steps_per_second": steps / seconds}, seconds)
 
-    def _training_score(self, part: SampleBatch) -> float:
+    def _training_score(self, episode: Episode) -> float:
         if self.config.score_range is None:
-            return float(part[EPISODE_SUCCESS][0])
-        return normalized_score(float(part[SampleBatch.REWARDS].sum()), self.config.score_range)
+            return float(episode.succeeded)
+        return normalized_score(float(episode.rows.rewards.sum()), self.config.score_range)
 
     def _calql_block(self, phase: str, results: Mapping[str, Any]) -> dict[str, Any]:
         scores: dict[str, float] = {}
@@ -183,7 +163,7 @@ class CalQL(CQL):
             scores = evaluation_scores(evaluation, self.config.score_range)
             if "normalized_score" in scores:
                 self.summary.add_evaluation(scores["normalized_score"], online=phase == "online")
-        figures = {"phase": phase, "num_updates": self.update.num_updates, **self.summary.figures()}
+        figures = {"phase": phase, "num_updates": self.stack.num_updates, **self.summary.figures()}
         return {**figures, **self._figures, **scores}
 
     def _before_evaluate(self) -> None:
@@ -206,7 +186,7 @@ class CalQL(CQL):
         for name, group in self._runner_groups():
             states = run_state["runners"].get(name, {})
 
-            def restore(runner: CalQLRolloutWorker, states: dict[int, dict[str, Any]] = states) -> None:
+            def restore(runner: Any, states: dict[int, dict[str, Any]] = states) -> None:
                 if runner.worker_index in states:
                     runner.set_episode_state(states[runner.worker_index])
 
@@ -226,54 +206,3 @@ class CalQL(CQL):
     def _create_local_replay_buffer_if_necessary(self, config: AlgorithmConfig) -> None:
         """None yet: the replay is made once the spaces are known."""
         return None
-
-
-def open_offline_data(config: CalQLConfig, observation_space: Any, action_space: Any) -> Transitions | None:
-    """The config's dataset, checked against the spaces and prepared; None where there is none.
-
-    Raises:
-        DatasetError: missing, unreadable, invalid, or of other dimensions than the environment.
-    """
-    if config.input_ == "sampler":
-        return None
-    options = dict(config.input_config)
-    normalized = options.pop("actions_normalized", False)
-    if options and not isinstance(config.input_, str):
-        raise ValueError(f"input_config {options} is for datasets opened by name or path, not for given ones")
-    if isinstance(config.input_, Transitions):
-        raw = config.input_
-    elif callable(config.input_):
-        raw = config.input_()
-    else:
-        raw = open_dataset(config.input_, **options)
-    check_fits(raw, observation_space, action_space)
-    bounds = {} if normalized else {"action_low": action_space.low, "action_high": action_space.high}
-    prepared: Preparation = config.preparation(**bounds)
-    return prepared(raw)
-
-
-def check_capacity(config: CalQLConfig, env: Any) -> None:
-    """Refuses (ValueError) a replay that an episode of the environment's time limit would not fit."""
-    limit = getattr(getattr(env, "spec", None), "max_episode_steps", None)
-    if limit is not None and limit > config.online_capacity and config.num_online_env_steps > 0:
-        raise ValueError(
-            f"online_capacity={config.online_capacity} cannot hold an episode of up to {limit} steps: enlarge it"
-        )
-
-
-def set_normalizer(update: CalQLUpdate, data: Transitions) -> None:
-    """Mean and standard deviation of the offline observations; a constant entry keeps its scale."""
-    std = data.observations.std(axis=0, dtype=np.float64)
-    mean = data.observations.mean(axis=0, dtype=np.float64)
-    update.obs_mean.copy_(torch.as_tensor(mean))
-    update.obs_std.copy_(torch.as_tensor(np.where(std > 1e-6, std, 1.0)))
-
-
-def checkpoint_weights(path: str) -> dict[str, np.ndarray]:
-    """Networks, temperatures and normaliser of a CalQL checkpoint (networks know no other normaliser)."""
-    folder = Path(path).expanduser().resolve()
-    if not folder.is_dir():
-        raise ValueError(f"load_weights_from={path!r} is not the folder of a checkpoint")
-    policies = Policy.from_checkpoint(str(folder), policy_ids=[DEFAULT_POLICY_ID])
-    policy = policies[DEFAULT_POLICY_ID] if isinstance(policies, dict) else policies
-    return policy.get_weights()

@@ -8,10 +8,12 @@ from typing import Any
 import gymnasium as gym
 from ray.rllib.models.catalog import ModelCatalog
 
-from rllib_calql.algorithm import CalQL, check_capacity, checkpoint_weights, open_offline_data
+from rllib_calql.algorithm import CalQL
+from rllib_calql.checkpoint import checkpoint_weights
 from rllib_calql.config import CalQLConfig
 from rllib_calql.core.hyperparameters import UpdateConfig
 from rllib_calql.core.update import CalQLUpdate
+from rllib_calql.dataset import check_capacity, open_offline_data
 from rllib_calql.envs.creation import make_env
 
 

@@ -10,7 +10,7 @@ from rllib_calql.config import CalQLConfig
 from rllib_calql.envs import register as register_environments
 from rllib_calql.old_stack.input_reader import INPUT_NAME, CalQLInputReader, create_input_reader
 from rllib_calql.old_stack.policy import CalQLTorchPolicy
-from rllib_calql.old_stack.replay_buffer import CalQLReplayBuffer
+from rllib_calql.replay_buffer import CalQLReplayBuffer
 
 __all__ = ["CalQL", "CalQLConfig", "CalQLInputReader", "CalQLReplayBuffer", "CalQLTorchPolicy"]
 

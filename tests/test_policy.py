@@ -18,7 +18,7 @@ from ray.rllib.policy.sample_batch import SampleBatch
 from rllib_calql import CalQLConfig, CalQLTorchPolicy
 from rllib_calql.core import CalQLUpdate
 from rllib_calql.data import DatasetError
-from rllib_calql.old_stack.policy import from_sample_batch, to_sample_batch
+from rllib_calql.replay_buffer import from_sample_batch, to_sample_batch
 
 OBSERVATIONS = Box(-np.inf, np.inf, (3,), np.float32)
 ACTIONS = Box(-2.0, 2.0, (2,), np.float32)

@@ -13,7 +13,7 @@ from ray.rllib.evaluation.rollout_worker import RolloutWorker
 from ray.rllib.evaluation.sampler import SyncSampler
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
 
-from rllib_calql.old_stack.policy import EPISODE_SUCCESS
+from rllib_calql.envs.success import SuccessWrapper
 
 
 class CalQLRolloutWorker(RolloutWorker):
@@ -106,32 +106,17 @@ class CalQLRolloutWorker(RolloutWorker):
         return lambda context: context.default_sampler_input()
 
 
-class EpisodeWrapper(gym.Wrapper):
-    """Resets with the runner's seeds; the last step's info says whether the episode succeeded.
-
-    Success is `info["success"]` at any step, else termination with a positive reward.
-    """
+class EpisodeWrapper(SuccessWrapper):
+    """Resets with the runner's seeds, and tells whether an episode succeeded."""
 
     def __init__(self, env: gym.Env, runner: CalQLRolloutWorker) -> None:
         super().__init__(env)
         self._runner = runner
-        self._succeeded = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        self._succeeded = False
         if self._runner.constructed:  # RLlib also resets while it builds the runner: no episode begins there
             seed = self._runner.begin_episode()
         return super().reset(seed=seed, options=options)
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, truncated, info = super().step(action)
-        if "success" in info:
-            self._succeeded |= bool(info["success"])
-        elif terminated:
-            self._succeeded |= float(reward) > 0.0
-        if terminated or truncated:
-            info = {**info, EPISODE_SUCCESS: self._succeeded}
-        return observation, reward, terminated, truncated, info
 
 
 def _create_env(runner: CalQLRolloutWorker, env_creator: Callable[[Any], Any], context: Any) -> Any:

@@ -11,7 +11,7 @@ from ray.rllib.offline.io_context import IOContext
 from ray.rllib.policy.sample_batch import SampleBatch
 
 from rllib_calql.data import MixedReplay, Preparation, check_fits, open_dataset
-from rllib_calql.old_stack.policy import to_sample_batch
+from rllib_calql.replay_buffer import to_sample_batch
 
 INPUT_NAME = "calql"
 

@@ -19,8 +19,9 @@ from rllib_calql.core.hyperparameters import UpdateConfig
 from rllib_calql.core.networks import TanhGaussianActor
 from rllib_calql.core.update import CalQLUpdate
 from rllib_calql.data.prepare import require_flat_box
+from rllib_calql.envs.success import EPISODE_SUCCESS
+from rllib_calql.replay_buffer import from_sample_batch
 
-EPISODE_SUCCESS = "episode_success"
 INFERENCE_WEIGHTS = ("actor.", "obs_mean", "obs_std")
 
 
@@ -182,31 +183,3 @@ def _sample_actions(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     actions, log_probs = policy.sample_actions(input_dict[SampleBatch.CUR_OBS], explore)
     return actions, log_probs, []
-
-
-def from_sample_batch(batch: SampleBatch) -> dict[str, np.ndarray]:
-    """RLlib's column names to ours."""
-    return {
-        "observations": batch[SampleBatch.OBS],
-        "actions": batch[SampleBatch.ACTIONS],
-        "rewards": batch[SampleBatch.REWARDS],
-        "next_observations": batch[SampleBatch.NEXT_OBS],
-        "dones": batch[SampleBatch.TERMINATEDS],
-        "mc_returns": batch["mc_returns"],
-    }
-
-
-def to_sample_batch(batch: Mapping[str, Any]) -> SampleBatch:
-    """Our column names to RLlib's, with `mc_returns`."""
-    terminated = batch["dones"] > 0.0
-    return SampleBatch(
-        {
-            SampleBatch.OBS: batch["observations"],
-            SampleBatch.ACTIONS: batch["actions"],
-            SampleBatch.REWARDS: batch["rewards"],
-            SampleBatch.NEXT_OBS: batch["next_observations"],
-            SampleBatch.TERMINATEDS: terminated,
-            SampleBatch.TRUNCATEDS: np.zeros_like(terminated),
-            "mc_returns": batch["mc_returns"],
-        }
-    )

@@ -1,8 +1,8 @@
-"""`CalQLReplayBuffer`: RLlib's face of the mixing replay."""
+"""`CalQLReplayBuffer`: RLlib's face of the mixing replay, and the columns of its batches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.replay_buffers import ReplayBuffer
 
 from rllib_calql.data import MixedReplay, Preparation, Transitions
-from rllib_calql.old_stack.policy import to_sample_batch
 
 
 class CalQLReplayBuffer(ReplayBuffer):
@@ -90,4 +89,32 @@ def episode_of(part: SampleBatch) -> Transitions:
         part[SampleBatch.ACTIONS],
         part[SampleBatch.REWARDS],
         terminated,
+    )
+
+
+def from_sample_batch(batch: SampleBatch) -> dict[str, np.ndarray]:
+    """RLlib's column names to ours."""
+    return {
+        "observations": batch[SampleBatch.OBS],
+        "actions": batch[SampleBatch.ACTIONS],
+        "rewards": batch[SampleBatch.REWARDS],
+        "next_observations": batch[SampleBatch.NEXT_OBS],
+        "dones": batch[SampleBatch.TERMINATEDS],
+        "mc_returns": batch["mc_returns"],
+    }
+
+
+def to_sample_batch(batch: Mapping[str, Any]) -> SampleBatch:
+    """Our column names to RLlib's, with `mc_returns`."""
+    terminated = batch["dones"] > 0.0
+    return SampleBatch(
+        {
+            SampleBatch.OBS: batch["observations"],
+            SampleBatch.ACTIONS: batch["actions"],
+            SampleBatch.REWARDS: batch["rewards"],
+            SampleBatch.NEXT_OBS: batch["next_observations"],
+            SampleBatch.TERMINATEDS: terminated,
+            SampleBatch.TRUNCATEDS: np.zeros_like(terminated),
+            "mc_returns": batch["mc_returns"],
+        }
     )

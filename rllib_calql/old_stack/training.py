@@ -1,0 +1,81 @@
+"""`PolicyStack`: the update lives in the local runner's policy, episodes come from rollout workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Box
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
+from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
+from ray.rllib.utils.metrics import (
+    NUM_AGENT_STEPS_SAMPLED,
+    NUM_AGENT_STEPS_TRAINED,
+    NUM_ENV_STEPS_SAMPLED,
+    NUM_ENV_STEPS_TRAINED,
+)
+from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
+
+from rllib_calql.core.update import CalQLUpdate
+from rllib_calql.data.transitions import Batch
+from rllib_calql.envs.success import EPISODE_SUCCESS
+from rllib_calql.replay_buffer import episode_of, split_episodes
+from rllib_calql.stack import Episode
+
+
+class PolicyStack:
+    """RLlib's Policy stack (`rllib_calql.stack.Stack` says what the methods do)."""
+
+    def __init__(self, algorithm: Algorithm) -> None:
+        self._algorithm = algorithm
+
+    @property
+    def _policy(self) -> Any:
+        return self._algorithm.get_policy()
+
+    @property
+    def update(self) -> CalQLUpdate:
+        """The one update of this run."""
+        return self._policy.update
+
+    @property
+    def spaces(self) -> tuple[Box, Box]:
+        return self._policy.observation_space, self._policy.action_space
+
+    @property
+    def env(self) -> Any:
+        return self._algorithm.env_runner.env
+
+    @property
+    def num_updates(self) -> int:
+        return self.update.num_updates
+
+    def learn(self, sample: Callable[[], Batch], num_updates: int, online: bool) -> dict[str, float]:
+        self.update.online = online
+        figures = self.update.run(sample, num_updates)
+        self._policy.num_grad_updates += num_updates
+        num_rows = num_updates * self._algorithm.config.train_batch_size
+        self._algorithm._counters[NUM_ENV_STEPS_TRAINED] += num_rows
+        self._algorithm._counters[NUM_AGENT_STEPS_TRAINED] += num_rows
+        return figures
+
+    def collect(self) -> list[Episode]:
+        runners = self._algorithm.env_runner_group
+        if runners.num_remote_workers() > 0:
+            runners.sync_weights(policies=[DEFAULT_POLICY_ID], inference_only=True)
+        batch = synchronous_parallel_sample(worker_set=runners)
+        steps = batch.env_steps()
+        self._algorithm._counters[NUM_ENV_STEPS_SAMPLED] += steps
+        self._algorithm._counters[NUM_AGENT_STEPS_SAMPLED] += steps
+        return [Episode(episode_of(part), bool(part[EPISODE_SUCCESS][0])) for part in split_episodes(batch)]
+
+    def training_results(self, figures: Mapping[str, float]) -> dict[str, Any]:
+        return {DEFAULT_POLICY_ID: {LEARNER_STATS_KEY: dict(figures)}}
+
+    def weights(self) -> dict[str, np.ndarray]:
+        return self.update.weights()
+
+    def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        self.update.load_weights(weights)

@@ -1,0 +1,50 @@
+"""What the algorithm asks of RLlib's API stacks; everything else it does the same on both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from gymnasium.spaces import Box
+
+from rllib_calql.data import Transitions
+from rllib_calql.data.transitions import Batch
+
+
+class Episode(NamedTuple):
+    """A finished online episode, with environment rewards and actions in [-1, 1]."""
+
+    rows: Transitions
+    succeeded: bool
+
+
+class Stack(Protocol):
+    """One of RLlib's API stacks: where the update lives and how episodes are collected."""
+
+    @property
+    def spaces(self) -> tuple[Box, Box]:
+        """Observation and action space as the networks see them."""
+
+    @property
+    def env(self) -> Any:
+        """An environment of this process, or None."""
+
+    @property
+    def num_updates(self) -> int:
+        """Updates done so far, both phases."""
+
+    def learn(self, sample: Callable[[], Batch], num_updates: int, online: bool) -> dict[str, float]:
+        """`num_updates` updates under the phase's rules; the means of their figures."""
+
+    def collect(self) -> list[Episode]:
+        """Whole episodes under the present weights, one per runner or more."""
+
+    def training_results(self, figures: Mapping[str, float]) -> dict[str, Any] | None:
+        """An iteration's learning figures as `training_step` returns them."""
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Every network, temperature and the normaliser, by name."""
+
+    def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Takes over all or some weights; names that are absent keep their values."""
