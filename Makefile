@@ -20,7 +20,7 @@ help:
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(TORCH)
-	$(BIN)/pip install -c constraints.txt -e '.[robotics,dev]'
+	$(BIN)/pip install -c constraints.txt -e '.[export,robotics,serve,dev]'
 	touch $@
 
 setup: $(VENV)/.installed

@@ -44,7 +44,9 @@ setup(
     ],
     extras_require={
         "d4rl": ["d4rl"],
+        "export": ["onnx>=1.19,<2", "onnxruntime>=1.23,<2", "onnxscript>=0.5,<0.8"],
         "minari": ["minari>=0.5,<0.6"],
+        "serve": ["ray[serve]>=2.60,<2.61"],
         "robotics": ["gymnasium-robotics>=1.4.2,<2", "mujoco>=3.2,<4"],
         "dev": [
             "hypothesis>=6.100",

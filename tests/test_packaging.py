@@ -109,7 +109,7 @@ def test_make_test_is_what_ci_runs() -> None:
     steps = [
         "python3 -m venv elsewhere",
         f"elsewhere/bin/pip install torch=={constraints()['torch']}",
-        "elsewhere/bin/pip install -c constraints.txt -e '.[robotics,dev]'",
+        "elsewhere/bin/pip install -c constraints.txt -e '.[export,robotics,serve,dev]'",
         "elsewhere/bin/ruff check .",
         "elsewhere/bin/ruff format --check .",
         "elsewhere/bin/mypy",

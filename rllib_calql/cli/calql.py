@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from rllib_calql.cli.common import new_app
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from rllib_calql.cli.common import DebugOptions, new_app, plain_errors, takes
 from rllib_calql.cli.data import data_app
 
 app = new_app("Everything around Cal-QL besides training it (for that: rllib train).")
@@ -12,6 +17,25 @@ app.add_typer(data_app, name="data")
 @app.callback()
 def calql() -> None:
     """Keeps `calql` a command of commands, however few there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(DebugOptions):
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder of a CalQL run.")]
+    format: Annotated[
+        str, typer.Option(help="torchscript (torch.jit.load), torch (torch.export.load) or onnx (onnxruntime).")
+    ] = "torchscript"
+    out: Annotated[str, typer.Option(metavar="FILE", help="The file to write.")]
+
+
+@app.command("export")
+@takes(ExportOptions)
+def export(ctx: typer.Context, options: ExportOptions) -> None:
+    """Write a checkpoint's policy as one file that needs neither this package nor Ray."""
+    with plain_errors(options):
+        from rllib_calql.cli import export
+
+        export.run(options.checkpoint, options.format, options.out)
 
 
 def main() -> None:
