@@ -1,12 +1,16 @@
-"""What the commands `rllib` and `calql` have in common: declaring options, and plain errors. Imports no Ray."""
+"""What the commands `rllib` and `calql` have in common: declaring and reading options, plain errors. No Ray."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class UserError(Exception):
@@ -60,6 +64,30 @@ def takes(options: type[T]) -> Callable[[Callable[[typer.Context, T], None]], Ca
     return wrap
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 3e-4 is a number (YAML 1.1 reads it as a string)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """Value of a YAML (so also JSON) text; UserError naming `what` where it is not YAML."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{what} is not valid YAML or JSON: {error}") from error
+
+
+def parse_mapping(text: str, what: str) -> dict[str, Any]:
+    value = parse_yaml(text, what)
+    if not isinstance(value, dict):
+        raise UserError(f"{what} must be a mapping such as '{{gamma: 0.99}}', not {value!r}")
+    return value
+
+
 @contextmanager
 def plain_errors(options: DebugOptions) -> Iterator[None]:
     """An error becomes one line and an exit code: 2 for what the user wrote, 1 for what went wrong."""
@@ -76,3 +104,13 @@ def plain_errors(options: DebugOptions) -> Iterator[None]:
             text = f"{type(error).__name__}: {text} (-vv shows the traceback)"
         typer.echo(f"Error: {text}", err=True)
         raise typer.Exit(2 if isinstance(error, UserError) else 1) from None
+
+
+@contextmanager
+def counting(what: str, total: int | None, unit: str = "rows") -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal's standard error; gives the function that advances it by a number of units."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn(unit), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)

@@ -15,8 +15,8 @@ import typer
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from rllib_calql.cli.common import UserError
-from rllib_calql.cli.experiments import algorithm_class, merged, parse_mapping
+from rllib_calql.cli.common import UserError, parse_mapping
+from rllib_calql.cli.experiments import algorithm_class, merged
 from rllib_calql.cli.options import EvaluateOptions
 from rllib_calql.cli.policies import Act, Trained, restored
 from rllib_calql.envs.creation import make_env

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import re
 import runpy
 import sys
 import tempfile
@@ -14,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.registry import ALGORITHMS
@@ -24,7 +22,7 @@ from ray.tune.registry import get_trainable_cls
 from ray.tune.search.variant_generator import generate_variants
 
 from rllib_calql import CalQL
-from rllib_calql.cli.common import UserError
+from rllib_calql.cli.common import UserError, parse_mapping, parse_yaml
 from rllib_calql.cli.options import REFUSED, TrainAlgorithmOptions, TrainFileOptions, TrainOptions
 
 Spec = dict[str, Any]
@@ -39,30 +37,6 @@ _REFUSED_KEYS = {
     "resources_per_trial": REFUSED["--resources-per-trial"],
 }
 _ALLOWED_KEYS = ({"env"} | set(inspect.signature(Experiment).parameters)) - set(_REFUSED_KEYS) - {"name"}
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 3e-4 is a number (YAML 1.1 reads it as a string)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def parse_yaml(text: str, what: str) -> Any:
-    """Value of a YAML (so also JSON) text; UserError naming `what` where it is not YAML."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{what} is not valid YAML or JSON: {error}") from error
-
-
-def parse_mapping(text: str, what: str) -> dict[str, Any]:
-    value = parse_yaml(text, what)
-    if not isinstance(value, dict):
-        raise UserError(f"{what} must be a mapping such as '{{gamma: 0.99}}', not {value!r}")
-    return value
 
 
 def merged(base: Any, change: Any) -> Any:

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rllib_calql import CalQLConfig
-from rllib_calql.cli.common import UserError
-from rllib_calql.cli.experiments import Spec, Variant, parse_mapping, variants
+from rllib_calql.cli.common import UserError, parse_mapping
+from rllib_calql.cli.experiments import Spec, Variant, variants
 from rllib_calql.cli.options import TrainOptions
 from rllib_calql.cli.progress import ProgressBars, progress_display
 
