@@ -32,6 +32,7 @@ setup(
         "torch>=2.4,<3",
         # Ray 2.60 itself pins 1.2.2.
         "gymnasium>=1.2.2,<1.3",
+        "dm-tree>=0.1.8,<0.2",
         "numpy>=2.0,<3",
         "pyarrow>=17,<27",
         "h5py>=3.11,<4",
