@@ -10,7 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from rllib_calql.data import DatasetError, DatasetWarning, Preparation, open_dataset
+from rllib_calql.data import DatasetError, DatasetWarning, Preparation, open_dataset, open_source
+from rllib_calql.data.reference_scores import reference_scores
 from rllib_calql.data.sources.d4rl import locate
 from rllib_calql.data.sources.d4rl_tasks import BASE_URL, TASKS
 from tests.shared import shared_path
@@ -66,14 +67,18 @@ def test_next_observations_of_the_file_are_used(tmp_path: Path) -> None:
 def test_another_reward_column(tmp_path: Path) -> None:
     path = write(tmp_path / "data.hdf5", **small_columns(3, infos__rewards_binary=[-1, -1, 0]))
     np.testing.assert_array_equal(open_dataset(path, rewards="infos/rewards_binary").rewards, [-1, -1, 0])
-    with pytest.raises(DatasetError, match=r"has no column 'infos/sparse'; it has: actions, infos/qpos, infos/r"):
+    with pytest.raises(
+        DatasetError, match=r"there is no column 'infos/sparse'; the file has: actions, infos/qpos, infos/r"
+    ):
         open_dataset(path, rewards="infos/sparse")
 
 
 @pytest.mark.parametrize("column", ["observations", "actions", "rewards", "terminals"])
 def test_a_missing_column(tmp_path: Path, column: str) -> None:
     path = write(tmp_path / "data.hdf5", **small_columns(3, **{column: None}))
-    with pytest.raises(DatasetError, match=rf"data.hdf5 has no column '{column}'; it has: .*infos/qpos"):
+    with pytest.raises(
+        DatasetError, match=rf"data.hdf5: there is no column '{column}'; the file has: .*infos/qpos"
+    ):
         open_dataset(path)
 
 
@@ -266,6 +271,35 @@ def test_the_tasks_step_limit_is_known(cache: Path) -> None:
     np.testing.assert_array_equal(data.episode_ends, [98, 197])
     with pytest.warns(DatasetWarning, match="5 of 250 rows are truncated"):
         assert open_dataset("d4rl://pen-human-v1", max_episode_steps=50).num_episodes == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "scores"),
+    [
+        ("antmaze-large-play-v2", (0.0, 1.0)),
+        ("kitchen-mixed-v0", (0.0, 4.0)),
+        ("hopper-medium-replay-v2", (-20.272305, 3234.3)),
+        ("ant-random-expert-v0", (-325.6, 3879.7)),
+        ("pen-human-longhorizon-v1", (96.262799, 3076.8331017826877)),
+        ("maze2d-eval-large-dense-v1", (56.95455, 326.09647655082637)),
+        ("maze2d-umaze-v0", (0.94, 62.6)),
+    ],
+)
+def test_reference_scores_come_with_the_name(cache: Path, name: str, scores: tuple[float, float]) -> None:
+    path = write(cache / f"{name}.hdf5", **small_columns(3, infos__rewards_binary=[-1, -1, 0]))
+    assert open_source(f"d4rl://{name}").metadata.score_range == scores
+    # They belong to the task's own rewards.
+    for options in ({"rewards": "infos/rewards_binary"}, {"success_reward": 0.0}):
+        assert open_source(f"d4rl://{name}", **options).metadata.score_range is None
+    assert open_source(path).metadata.score_range is None
+
+
+def test_every_task_has_reference_scores() -> None:
+    scores = {name: reference_scores(name) for name in TASKS}
+    assert all(low < high for low, high in filter(None, scores.values()))
+    assert None not in scores.values()
+    assert reference_scores("door") == reference_scores("door-cloned-v1")
+    assert reference_scores("flow-ring-random-v0") is None
 
 
 def test_a_missing_file_without_download(cache: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import gymnasium as gym
 import numpy as np
+import tree
 
 # A column: leaves of shape (n, ...), nested as gymnasium's Dict and Tuple spaces nest them.
 Tree: TypeAlias = "np.ndarray | Mapping[str, Tree] | tuple[Tree, ...]"
@@ -29,6 +30,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.rewards)
+
+    def take(self, rows: Any) -> Rows:
+        """The rows of a slice (views), a mask (n,) or row numbers."""
+        columns = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return Rows(**tree.map_structure(lambda leaf: None if leaf is None else leaf[rows], columns))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import difflib
 import os
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from rllib_calql.data.errors import DatasetError, DatasetWarning
-from rllib_calql.data.rows import Metadata, Rows, Source
+from rllib_calql.data.errors import DatasetError, first_rows
+from rllib_calql.data.reference_scores import reference_scores
+from rllib_calql.data.rows import Metadata, Rows, Source, rows_per_chunk
 from rllib_calql.data.sources.d4rl_tasks import BASE_URL, TASKS
 from rllib_calql.data.sources.download import by_hand, download_hdf5
-
-
-@dataclass(frozen=True, eq=False)
-class _File:
-    """The columns of a file, as one chunk."""
-
-    columns: dict[str, np.ndarray]
-    metadata: Metadata
-
-    def chunks(self) -> Iterator[Rows]:
-        yield Rows(**self.columns)
+from rllib_calql.data.sources.hdf5 import check_numbers, find, names, open_hdf5
+from rllib_calql.data.sources.successes import up_to_successes
 
 
 def open_task(
@@ -40,12 +31,16 @@ def open_task(
 ) -> Source:
     """The dataset of a D4RL task, e.g. `antmaze-medium-diverse-v2`; see `locate` and `open` for the options.
 
-    `max_episode_steps` is the task's own where D4RL registers one.
+    `max_episode_steps` and the reference scores are the task's own where D4RL has them (scores belong to the
+    task's own rewards only).
     """
     path = locate(name, download=download, base_url=base_url)
     if max_episode_steps is None and name in TASKS:
         max_episode_steps = TASKS[name].max_episode_steps
-    return open(path, max_episode_steps=max_episode_steps, rewards=rewards, success_reward=success_reward)
+    source = open(path, max_episode_steps=max_episode_steps, rewards=rewards, success_reward=success_reward)
+    own_rewards = rewards == "rewards" and success_reward is None
+    scores = reference_scores(name) if own_rewards and name in TASKS else None
+    return replace(source, metadata=replace(source.metadata, score_range=scores))
 
 
 def locate(name: str, *, download: bool = True, base_url: str = BASE_URL) -> Path:
@@ -86,18 +81,62 @@ def locate(name: str, *, download: bool = True, base_url: str = BASE_URL) -> Pat
     return target
 
 
+@dataclass(frozen=True, kw_only=True)
+class D4RLFile:
+    """A file in D4RL's flat layout, see `open`."""
+
+    path: Path
+    max_episode_steps: int | None
+    rewards: str
+    success_reward: float | None
+    metadata: Metadata
+
+    def chunks(self) -> Iterator[Rows]:
+        """All rows; see `Source`."""
+        rows = self._rows()
+        return rows if self.success_reward is None else up_to_successes(rows, self.success_reward)
+
+    def _rows(self) -> Iterator[Rows]:
+        with open_hdf5(self.path) as file:
+            columns = _columns(file, self.rewards)
+            size = _rows_per_read(columns)
+            num_rows = len(columns["rewards"])
+            since_end, any_end = 0, False
+            for start in range(0, num_rows, size):
+                read = {name: column[start : start + size] for name, column in columns.items()}
+                terminated = _flags("terminals", read["terminated"], start)
+                if "truncated" in read:
+                    truncated = _flags("timeouts", read["truncated"], start)
+                else:
+                    truncated, since_end = _step_limits(terminated, self.max_episode_steps, since_end)
+                    any_end = any_end or bool((terminated | truncated).any())
+                yield Rows(
+                    **{
+                        **read,
+                        "rewards": read["rewards"].reshape(-1),
+                        "terminated": terminated,
+                        "truncated": truncated,
+                    }
+                )
+            if "truncated" not in columns and not any_end:
+                raise DatasetError(
+                    "no column `timeouts` and no terminal row, so no episode end can be found: give the "
+                    "task's step limit as max_episode_steps"
+                )
+
+
 def open(
     path: str | Path,
     *,
     max_episode_steps: int | None = None,
     rewards: str = "rewards",
     success_reward: float | None = None,
-) -> Source:
+) -> D4RLFile:
     """Reads a file in D4RL's flat layout.
 
     Columns `observations`, `actions`, `rewards`, `terminals` and, where the file has them, `timeouts` and
-    `next_observations`, one row per step; nothing else is read. `Transitions.from_arrays` says what becomes
-    of time-outs and of an unfinished tail.
+    `next_observations`, one row per step; nothing else is read, and nothing in other files. `assemble` says
+    what becomes of time-outs and of an unfinished tail.
 
     Args:
         path: the file.
@@ -109,83 +148,80 @@ def open(
             reference code for the binary Adroit tasks (`success_reward=0`).
 
     Raises:
-        DatasetError: no file, not HDF5, a column is missing, no episode end can be found, or the rows are not
-            usable.
+        DatasetError: no file, not HDF5, a column is missing, of the wrong type or larger than the file, or
+            columns have different lengths; on reading, no episode end or no success can be found.
 
     Warns:
-        DatasetWarning: counts rows that were dropped.
+        DatasetWarning: on reading, counts rows that were dropped.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise DatasetError(f"there is no dataset file {path}: check the path")
     if max_episode_steps is not None and max_episode_steps < 1:
         raise DatasetError(f"max_episode_steps must be at least 1, not {max_episode_steps}")
-    try:
-        with h5py.File(path, "r") as file:
-            columns = {
-                name: _column(file, column)
-                for name, column in {
-                    "observations": "observations",
-                    "actions": "actions",
-                    "rewards": rewards,
-                    "terminated": "terminals",
-                }.items()
-            }
-            for name, column in {"truncated": "timeouts", "next_observations": "next_observations"}.items():
-                if column in file:
-                    columns[name] = _column(file, column)
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read as an HDF5 file (is it complete?): {error}") from error
-    except DatasetError as error:
-        raise DatasetError(f"{path} {error}") from None
-    try:
-        if "truncated" not in columns:
-            columns["truncated"] = _step_limits(columns["terminated"], max_episode_steps)
-        if success_reward is not None:
-            columns = _successes(columns, success_reward)
-    except DatasetError as error:
-        raise DatasetError(f"{path}: {error}") from error
-    return _File(columns, Metadata(num_rows=len(columns["rewards"]), source=str(path)))
+    with open_hdf5(path) as file:
+        num_rows = len(_columns(file, rewards)["rewards"])
+    return D4RLFile(
+        path=path,
+        max_episode_steps=max_episode_steps,
+        rewards=rewards,
+        success_reward=success_reward,
+        metadata=Metadata(num_rows=num_rows, source=str(path)),
+    )
 
 
-def _column(file: h5py.File, name: str) -> np.ndarray:
-    column = file.get(name)
+def _columns(file: h5py.File, rewards: str) -> dict[str, h5py.Dataset]:
+    """The checked columns by their names in `Rows`."""
+    columns = {
+        "observations": _column(file, "observations"),
+        "actions": _column(file, "actions"),
+        "rewards": _column(file, rewards, one_number=True),
+        "terminated": _column(file, "terminals", one_number=True),
+    }
+    if find(file, "timeouts") is not None:
+        columns["truncated"] = _column(file, "timeouts", one_number=True)
+    if find(file, "next_observations") is not None:
+        columns["next_observations"] = _column(file, "next_observations")
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise DatasetError(f"columns have different numbers of rows: {lengths}")
+    return columns
+
+
+def _column(file: h5py.File, name: str, one_number: bool = False) -> h5py.Dataset:
+    column = find(file, name)
     if not isinstance(column, h5py.Dataset):
-        names: list[str] = []
-        file.visititems(lambda key, item: names.append(key) if isinstance(item, h5py.Dataset) else None)
-        raise DatasetError(f"has no column {name!r}; it has: {', '.join(sorted(names)) or 'none'}")
-    return np.asarray(column[()])
-
-
-def _step_limits(terminals: np.ndarray, max_episode_steps: int | None) -> np.ndarray:
-    """(N,) bool: rows at which a within-episode step counter, reset by terminals, reaches the limit."""
-    terminals = terminals.reshape(-1) != 0
-    if max_episode_steps is None:
-        if not terminals.any():
-            raise DatasetError(
-                "no column `timeouts` and no terminal row, so no episode end can be found: give the task's "
-                "step limit as max_episode_steps"
-            )
-        return np.zeros(len(terminals), dtype=bool)
-    rows = np.arange(len(terminals))
-    starts = np.maximum.accumulate(np.where(np.append(True, terminals[:-1]), rows, 0)[: len(rows)])
-    return (rows - starts + 1) % max_episode_steps == 0
-
-
-def _successes(columns: dict[str, np.ndarray], success_reward: float) -> dict[str, np.ndarray]:
-    """Ends episodes at each successful row and keeps the rows that lead to one."""
-    success = np.isclose(columns["rewards"].reshape(-1), success_reward)
-    if not success.any():
-        raise DatasetError(f"no row has the success_reward {success_reward:g}, so no episode is successful")
-    columns = {**columns, "terminated": success | (columns["terminated"].reshape(-1) != 0)}
-    ends = np.flatnonzero(columns["terminated"] | (columns["truncated"].reshape(-1) != 0))
-    rows = np.zeros(len(success), dtype=bool)
-    rows[: ends[-1] + 1] = np.repeat(success[ends], np.diff(ends, prepend=-1))
-    if not rows.all():
-        warnings.warn(
-            f"{int((~rows).sum())} of {len(rows)} rows do not lead to a success (reward {success_reward:g}) "
-            "and were dropped",
-            DatasetWarning,
-            stacklevel=2,
+        raise DatasetError(f"there is no column {name!r}; the file has: {', '.join(names(file)) or 'none'}")
+    check_numbers(column, name)
+    shape = column.shape
+    if len(shape) == 0 or (one_number and shape not in (shape[:1], (*shape[:1], 1))):
+        raise DatasetError(
+            f"{name} must have the shape (rows{'' if one_number else ', ...'}), not {shape}: one row per step"
         )
-    return {name: column[rows] for name, column in columns.items()}
+    return column
+
+
+def _rows_per_read(columns: dict[str, h5py.Dataset]) -> int:
+    """A chunk's rows; at least as many as HDF5 stores together, since these are decompressed together."""
+    bytes_per_row = sum(column.dtype.itemsize * int(np.prod(column.shape[1:])) for column in columns.values())
+    stored_together = (column.chunks[0] for column in columns.values() if column.chunks)
+    return max(rows_per_chunk(bytes_per_row), *stored_together, 1)
+
+
+def _flags(name: str, column: np.ndarray, first_row: int) -> np.ndarray:
+    """(n,) bool of a column of zeros and ones."""
+    column = column.reshape(-1)
+    if column.dtype.kind == "f" and not np.isfinite(column).all():
+        bad = np.append(np.zeros(first_row, dtype=bool), ~np.isfinite(column))
+        raise DatasetError(f"{name} has NaN or infinite values in {first_rows(bad)}: repair or drop them")
+    return column != 0
+
+
+def _step_limits(terminated: np.ndarray, max_episode_steps: int | None, since_end: int) -> tuple[np.ndarray, int]:
+    """(n,) bool: rows at which a step counter, reset by terminals, reaches (a multiple of) the limit.
+
+    `since_end` counts the rows since the last terminal before these; the second result, after them.
+    """
+    rows = np.arange(len(terminated))
+    after_terminal = np.append(False, terminated[:-1])
+    counts = rows + 1 - np.maximum.accumulate(np.where(after_terminal, rows, -since_end))
+    reached = np.zeros(len(rows), dtype=bool) if max_episode_steps is None else counts % max_episode_steps == 0
+    return reached, 0 if terminated[-1] else int(counts[-1])
