@@ -15,9 +15,26 @@ from rllib_calql.data.transitions import Transitions
 # Readers as "module.function" of this package; a function takes what is named here and options as keywords,
 # and returns a Source.
 _SCHEMES = {"d4rl": "d4rl.open_task", "pointmaze": "pointmaze.open"}  # SCHEME://NAME: the name
-_SUFFIXES = {".hdf5": "d4rl.open", ".h5": "d4rl.open"}  # files and globs: the path
-_FOLDERS: dict[str, str] = {}  # folders that hold such a file (glob), the first that fits: the path
-UNDERSTOOD = "d4rl://NAME, pointmaze://NAME, or the path of a .hdf5 or .h5 file in D4RL's layout"
+_SUFFIXES = {  # files and globs: the path
+    ".hdf5": "d4rl.open",
+    ".h5": "d4rl.open",
+    ".parquet": "tables.open",
+    ".pq": "tables.open",
+    ".arrow": "tables.open",
+    ".ipc": "tables.open",
+    ".feather": "tables.open",
+}
+_FOLDERS = {  # folders that hold such a file (glob), the first that fits: the path
+    "**/*.parquet": "tables.open",
+    "**/*.pq": "tables.open",
+    "**/*.arrow": "tables.open",
+    "**/*.ipc": "tables.open",
+    "**/*.feather": "tables.open",
+}
+UNDERSTOOD = (
+    "d4rl://NAME, pointmaze://NAME, the path of a .hdf5 or .h5 file in D4RL's layout, or Parquet, Arrow and "
+    "Feather files (a path, a glob or a folder)"
+)
 
 
 def open_source(uri: str | Path | Source, **options: Any) -> Source:
@@ -25,9 +42,10 @@ def open_source(uri: str | Path | Source, **options: Any) -> Source:
 
     Args:
         uri: `d4rl://NAME` (D4RL's cache folder, else downloaded), `pointmaze://NAME` (made on first use), the
-            path of an HDF5 file in D4RL's flat layout, or a `Source` (`Transitions` are one), returned as it is.
+            path of an HDF5 file in D4RL's flat layout, the path, glob or folder of Parquet, Arrow or Feather
+            files, or a `Source` (`Transitions` are one), returned as it is.
         **options: what the reader takes, see `sources.d4rl.open`, `sources.d4rl.open_task`,
-            `sources.pointmaze.open`.
+            `sources.pointmaze.open`, `sources.tables.open`.
 
     Raises:
         DatasetError: unknown kind of URI or option, or nothing that can be read is there.

@@ -1,0 +1,115 @@
+"""Which column of a table is which."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from rllib_calql.data.errors import DatasetError
+
+# What columns are called where the caller does not say; the first that is there counts.
+NAMES: dict[str, tuple[str, ...]] = {
+    "observations": ("observations", "observation", "obs", "states", "state"),
+    "actions": ("actions", "action"),
+    "rewards": ("rewards", "reward"),
+    "terminated": ("terminated", "terminateds", "terminals", "terminal", "terminations"),
+    "truncated": ("truncated", "truncateds", "timeouts", "timeout", "truncations"),
+    "dones": ("dones", "done"),
+    "next_observations": ("next_observations", "next_observation", "next_obs", "new_obs", "next_states"),
+    "episode_id": ("episode_id", "episode_ids", "eps_id", "episode_index", "episode"),
+    "step": ("step", "time_step", "timestep", "frame_index", "t"),
+}
+_REQUIRED = ("observations", "actions", "rewards")
+VECTORS = ("observations", "actions", "next_observations")
+# A role's column, or the columns that make up its vector.
+Chosen = dict[str, str | tuple[str, ...]]
+
+
+def columns_of(chosen: Chosen) -> list[str]:
+    """All columns that are read, once each."""
+    names = (names if isinstance(names, tuple) else (names,) for names in chosen.values())
+    return list(dict.fromkeys(name for group in names for name in group))
+
+
+def choose_columns(schema: pa.Schema, given: Mapping[str, str | Sequence[str]], file: Path) -> Chosen:
+    """The column or columns of each role that a table has.
+
+    Raises:
+        DatasetError: a role is unknown, or a column is missing or ambiguous.
+    """
+    if unknown := sorted(set(given) - set(NAMES)):
+        raise DatasetError(f"columns has no {unknown[0]!r}: it takes {', '.join(NAMES)}")
+    chosen: Chosen = {}
+    for role, names in NAMES.items():
+        found: str | tuple[str, ...] | None
+        if role in given:
+            found = _given(schema, role, given[role], file)
+        else:
+            candidates = (_find(schema, role, name, file) for name in names)
+            found = next((column for column in candidates if column is not None), None)
+            if role == "step" and found is not None and not pa.types.is_integer(schema.field(str(found)).type):
+                found = None  # times, not step numbers
+        if found is not None:
+            chosen[role] = found
+    for role in _REQUIRED:
+        if role not in chosen:
+            raise DatasetError(
+                f"{file} has no column for {role} ({', '.join(NAMES[role])}); its columns are "
+                f"{_shortened(schema.names)}: say which it is with columns={{'{role}': ...}}"
+            )
+    if not {"terminated", "truncated", "dones", "episode_id", "step"} & set(chosen):
+        raise DatasetError(
+            f"{file} has no column that says where episodes end ({', '.join(NAMES['terminated'][:3])}, truncated, "
+            f"timeouts, dones, episode_id, step); its columns are {_shortened(schema.names)}: name one with "
+            "columns={'episode_id': ...} or another of these"
+        )
+    return chosen
+
+
+def _given(schema: pa.Schema, role: str, names: str | Sequence[str], file: Path) -> str | tuple[str, ...]:
+    if isinstance(names, str):
+        found = _find(schema, role, names, file)
+        if found is None:
+            raise DatasetError(
+                f"{file} has no column {names!r} (for {role}); its columns are {_shortened(schema.names)}"
+            )
+        return found
+    if role not in VECTORS:
+        raise DatasetError(f"{role} is one column, not {list(names)}")
+    if missing := [name for name in names if name not in schema.names]:
+        raise DatasetError(
+            f"{file} has no column {missing[0]!r} (for {role}); its columns are {_shortened(schema.names)}"
+        )
+    if not names:
+        raise DatasetError(f"columns for {role} are empty")
+    return tuple(names)
+
+
+def _find(schema: pa.Schema, role: str, name: str, file: Path) -> str | tuple[str, ...] | None:
+    """The column of this name, or for a vector the columns `name_0`, `name_1`, ... in natural order."""
+    if (count := schema.names.count(name)) > 1:
+        raise DatasetError(f"{file} has {count} columns called {name!r}")
+    if count == 1:
+        return name
+    if role not in VECTORS:
+        return None
+    numbered = {}
+    for column in schema.names:
+        if match := re.fullmatch(re.escape(name) + r"[_.\[]?(\d+)\]?", column):
+            numbered[int(match[1])] = column
+    if not numbered:
+        return None
+    order = sorted(numbered)
+    if order != list(range(order[0], order[0] + len(order))) or order[0] > 1:
+        absent = next(number for number in range(order[-1]) if number not in numbered)
+        raise DatasetError(
+            f"{file} has columns {numbered[order[0]]} to {numbered[order[-1]]} without number {absent}"
+        )
+    return tuple(numbered[number] for number in order)
+
+
+def _shortened(names: Sequence[str], limit: int = 30) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

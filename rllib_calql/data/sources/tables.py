@@ -1,0 +1,251 @@
+"""Tables: Parquet, Arrow IPC and Feather files, one step per row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import tree
+
+from rllib_calql.data.errors import DatasetError
+from rllib_calql.data.rows import Metadata, Rows, Source, Tree
+from rllib_calql.data.sources.arrow_files import SUFFIXES, batches, read_schema
+from rllib_calql.data.sources.arrow_values import ColumnError, values
+from rllib_calql.data.sources.files import data_files
+from rllib_calql.data.sources.table_columns import VECTORS, Chosen, choose_columns, columns_of
+
+# The number of files whose lengths are added up when a dataset is opened.
+_MAX_COUNTED_FILES = 1000
+
+
+def open(
+    path: str | Path,
+    *,
+    columns: Mapping[str, str | Sequence[str]] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> Source:
+    """A table, or many of the same columns read one after the other.
+
+    A vector may lie in one column (lists, nested or of fixed size, tensors, raw bytes of uint8), in one column per
+    number (`obs_0`, `obs_1`, ...), or, for Dict observations, in a struct. A column of single integers makes
+    Discrete actions.
+
+    An episode ends at a row flagged terminated or truncated, where the episode's id changes, and where step
+    numbers fall back; it may go on in the next file. Ends that are only known from ids or steps are truncations.
+    `dones` tells that an episode ended: a termination, unless the row is flagged truncated.
+
+    Args:
+        path: a file, a glob, or a folder; files are read in natural order (part-2 before part-10).
+        columns: what the columns are called, e.g. `{"observations": "state", "truncated": "timed_out"}`; also a
+            list of columns that make up a vector: `{"observations": ["x", "y", "speed"]}`. The keys and the
+            names tried by default are in `table_columns.NAMES`.
+        shapes: shape of one row where a column has its numbers flat: `{"observations": (84, 84, 3)}`.
+
+    Raises:
+        DatasetError: nothing to read, a column is missing or not usable (with file, column and row), or nothing
+            says where episodes end.
+    """
+    files = data_files(path, SUFFIXES)
+    schema, _ = read_schema(files[0])
+    chosen = choose_columns(schema, columns or {}, files[0])
+    for role in shapes or {}:
+        if role not in VECTORS:
+            raise DatasetError(f"shapes has no {role!r}: it takes {', '.join(VECTORS)}")
+    counts = [read_schema(file)[1] for file in files] if len(files) <= _MAX_COUNTED_FILES else [None]
+    known = [count for count in counts if count is not None]
+    num_rows = sum(known) if len(known) == len(files) else None
+    source = f"table, {len(files)} file{'s' if len(files) > 1 else ''}"
+    return Tables(tuple(files), chosen, dict(shapes or {}), Metadata(num_rows=num_rows, source=source))
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Files of the same columns; see `open`."""
+
+    files: tuple[Path, ...]
+    columns: Chosen
+    shapes: Mapping[str, Sequence[int]]
+    metadata: Metadata
+
+    def chunks(self) -> Iterator[Rows]:
+        """All rows, file after file."""
+        held: Rows | None = None  # its last row ends an episode if the next row begins one
+        for rows, begins in self._pieces():
+            if held is not None:
+                yield _end(held) if begins else held
+            held = rows
+        if held is not None:
+            yield _end(held) if "episode_id" in self.columns or "step" in self.columns else held
+
+    def _pieces(self) -> Iterator[tuple[Rows, bool]]:
+        """Rows, and whether the first of them is known to begin an episode."""
+        names = columns_of(self.columns)
+        marks = _Marks()
+        layout: dict[str, Any] | None = None
+        for file in self.files:
+            schema, _ = read_schema(file)
+            if missing := [name for name in names if name not in schema.names]:
+                raise DatasetError(
+                    f"{file} has no column {missing[0]!r}, which {self.files[0]} has: files of one dataset "
+                    "must have the same columns"
+                )
+            first_row = 0
+            marks.file = file
+            for batch in batches(file, names):
+                if batch.num_rows:
+                    reader = _Reader(file, first_row, batch, self.columns, self.shapes)
+                    starts = marks.starts(reader)
+                    rows = _rows(reader, starts)
+                    layout = layout or _layout(rows)
+                    if layout != (other := _layout(rows)):
+                        raise DatasetError(
+                            f"{file}, rows from {first_row}: shapes per row are {other}, those before {layout}"
+                        )
+                    yield rows, bool(starts[0])
+                first_row += batch.num_rows
+
+
+@dataclass
+class _Reader:
+    """One batch of a file, by role."""
+
+    file: Path
+    first_row: int
+    batch: pa.RecordBatch
+    columns: Chosen
+    shapes: Mapping[str, Sequence[int]]
+
+    def error(self, name: str, message: str, row: int | None = None) -> DatasetError:
+        where = "" if row is None else f", row {self.first_row + row}"
+        return DatasetError(f"{self.file}: column {name!r}{where} {message}")
+
+    def _values(self, name: str, shape: Sequence[int] | None = None) -> Tree:
+        try:
+            return values(self.batch.column(name), self.batch.schema.field(name), shape)
+        except ColumnError as error:
+            raise self.error(name, str(error), error.row) from error
+
+    def vectors(self, role: str) -> Tree:
+        """(n, ...) leaves; a column of single integers as actions stays (n,)."""
+        column = self.columns[role]
+        if not isinstance(column, str):
+            return np.stack([self._numbers(name) for name in column], axis=1)
+        result = self._values(column, self.shapes.get(role))
+        if isinstance(result, np.ndarray) and result.ndim == 1:
+            discrete = role == "actions" and result.dtype.kind in "iu"
+            return result if discrete else result[:, None]
+        return result
+
+    def numbers(self, role: str) -> np.ndarray:
+        """(n,)"""
+        return self._numbers(str(self.columns[role]))
+
+    def _numbers(self, name: str) -> np.ndarray:
+        result = self._values(name)
+        if isinstance(result, np.ndarray) and result.ndim == 2 and result.shape[1] == 1:
+            result = result[:, 0]
+        if not isinstance(result, np.ndarray) or result.ndim != 1:
+            raise self.error(name, f"must be one number per row, not {self.batch.schema.field(name).type}")
+        return result
+
+    def flags(self, role: str) -> np.ndarray:
+        """(n,) bool"""
+        if role not in self.columns:
+            return np.zeros(self.batch.num_rows, dtype=bool)
+        result = self.numbers(role)
+        bad = np.isnan(result) if result.dtype.kind == "f" else np.zeros(len(result), dtype=bool)
+        if bad.any():
+            raise self.error(str(self.columns[role]), "is NaN, neither true nor false", int(bad.argmax()))
+        return result != 0
+
+    def ids(self) -> np.ndarray:
+        """(n,) of whatever type episode ids have."""
+        name = str(self.columns["episode_id"])
+        column = self.batch.column(name)
+        if column.null_count:
+            raise self.error(name, "is null", int(np.argmax(column.is_null().to_numpy(zero_copy_only=False))))
+        result = np.asarray(column.to_numpy(zero_copy_only=False))
+        if isinstance(column, pa.DictionaryArray):
+            result = np.asarray(column.dictionary_decode().to_numpy(zero_copy_only=False))
+        if result.ndim != 1 or (len(result) and isinstance(result[0], (np.ndarray, list, dict))):
+            raise self.error(name, f"must be one id per row, not {column.type}")
+        return result
+
+
+class _Marks:
+    """Finds where ids and step numbers say that an episode begins, across batches and files."""
+
+    def __init__(self) -> None:
+        self._last_id: Any = None
+        self._last_step: Any = None
+        self._seen: set[Any] = set()
+        self._file: Path | None = None
+
+    @property
+    def file(self) -> Path | None:
+        return self._file
+
+    @file.setter
+    def file(self, file: Path) -> None:
+        """Ids may be counted anew in each file."""
+        self._file, self._seen = file, set()
+
+    def starts(self, reader: _Reader) -> np.ndarray:
+        """(n,) bool: rows that are known to begin an episode."""
+        starts = np.zeros(reader.batch.num_rows, dtype=bool)
+        if "step" in reader.columns:
+            steps = reader.numbers("step")
+            before = steps[:1] if self._last_step is None else [self._last_step]
+            starts |= steps <= np.append(before, steps[:-1])
+            starts[0] &= self._last_step is not None
+            self._last_step = steps[-1]
+        if "episode_id" in reader.columns:
+            ids = reader.ids()
+            changes = np.append(self._last_id is not None and ids[0] != self._last_id, ids[1:] != ids[:-1])
+            self._seen.add(ids[0])
+            for row in np.flatnonzero(changes):
+                if ids[row] in self._seen and row > 0:
+                    raise reader.error(
+                        str(reader.columns["episode_id"]),
+                        f"comes back to episode {ids[row]}, whose rows must follow each other: sort the rows by "
+                        "episode and time",
+                        int(row),
+                    )
+                self._seen.add(ids[row])
+            self._last_id = ids[-1]
+            starts |= changes.astype(bool)
+        return starts
+
+
+def _rows(reader: _Reader, starts: np.ndarray) -> Rows:
+    terminated, truncated = reader.flags("terminated"), reader.flags("truncated")
+    dones = reader.flags("dones")
+    if "terminated" in reader.columns:  # what else is done was cut off
+        truncated = truncated | (dones & ~terminated)
+    else:
+        terminated = dones & ~truncated
+    return Rows(
+        observations=reader.vectors("observations"),
+        actions=reader.vectors("actions"),
+        rewards=reader.numbers("rewards"),
+        terminated=terminated,
+        truncated=truncated | (np.append(starts[1:], False) & ~terminated),
+        next_observations=reader.vectors("next_observations") if "next_observations" in reader.columns else None,
+    )
+
+
+def _end(rows: Rows) -> Rows:
+    """The same rows, the last one ending its episode."""
+    truncated = rows.truncated.copy()
+    truncated[-1] |= not rows.terminated[-1]
+    return replace(rows, truncated=truncated)
+
+
+def _layout(rows: Rows) -> dict[str, Any]:
+    """The shape of one row of each column."""
+    columns = {role: getattr(rows, role) for role in VECTORS if getattr(rows, role) is not None}
+    return {".".join(map(str, path)): leaf.shape[1:] for path, leaf in tree.flatten_with_path(columns)}
