@@ -643,3 +643,26 @@ def test_a_state_from_another_kind_of_device_is_taken_but_for_its_generator() ->
         np.testing.assert_array_equal(update.weights()["log_alpha"], saved["weights"]["log_alpha"])
         noises.append(update.draw_noise(4).actor)
     assert torch.equal(*noises)
+
+
+def test_gradients_may_be_reduced_before_the_step() -> None:
+    """Two updates that each see half the rows and average their gradients are one that sees all of them."""
+    whole, half, other = (make_update(lagrangian=True) for _ in range(3))
+    batch, noise = whole.to_tensors(arrays(6)), whole.draw_noise(6)
+
+    def part(start: int) -> tuple[dict[str, Tensor], Noise]:
+        rows = slice(start, None, 2)
+        return {name: column[rows] for name, column in batch.items()}, Noise(*(n[rows] for n in noise[:5]))
+
+    def average(gradients: list[Tensor]) -> None:
+        other.gradients(*part(1))
+        groups = other.optimizer.param_groups
+        others = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        for mine, theirs in zip(gradients, others, strict=True):
+            mine.add_(theirs).div_(2.0)
+
+    half.reduce_gradients = average
+    whole.step(batch, noise)
+    half.step(*part(0))
+    for name, array in whole.weights().items():
+        np.testing.assert_allclose(half.weights()[name], array, rtol=1e-10, atol=1e-13, err_msg=name)

@@ -56,6 +56,8 @@ class CalQLUpdate:
 
     Every loss moves only its own parameters; all gradients are taken at the old parameters, then one Adam
     step moves everything, then the target critics follow. `online` says which phase's weights hold.
+    `reduce_gradients`, where set, changes the list of all gradients in place before the Adam step (to average
+    them over several learners).
 
     Args:
         obs_dim, act_dim: sizes of the flat observation and action; actions live in [-1, 1].
@@ -79,6 +81,7 @@ class CalQLUpdate:
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         self.online = False
         self.num_updates = 0
+        self.reduce_gradients: Callable[[list[Tensor]], None] | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.actor = TanhGaussianActor(
@@ -179,6 +182,9 @@ class CalQLUpdate:
         noise = self.draw_noise(len(batch["rewards"])) if noise is None else noise
         actor, critic = self.gradients(batch, noise)
         metrics = self._metrics(batch, actor, critic)
+        if self.reduce_gradients is not None:
+            groups = self.optimizer.param_groups
+            self.reduce_gradients([p.grad for g in groups for p in g["params"] if p.grad is not None])
         self.optimizer.step()
         self.num_updates += 1
         if self.num_updates % self.config.target_network_update_freq == 0:
