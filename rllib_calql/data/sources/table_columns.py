@@ -1,14 +1,18 @@
-"""Which column of a table is which."""
+"""Which column of a table is which, and what a batch of its rows holds."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from rllib_calql.data.errors import DatasetError
+from rllib_calql.data.rows import Tree
+from rllib_calql.data.sources.arrow_values import ColumnError, values
 
 # What columns are called where the caller does not say; the first that is there counts.
 NAMES: dict[str, tuple[str, ...]] = {
@@ -113,3 +117,70 @@ def _find(schema: pa.Schema, role: str, name: str, file: Path) -> str | tuple[st
 
 def _shortened(names: Sequence[str], limit: int = 30) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+@dataclass(frozen=True)
+class TableBatch:
+    """Some rows of a file, by role; what cannot be used is reported with file, column and row."""
+
+    file: Path
+    first_row: int
+    batch: pa.RecordBatch
+    columns: Chosen
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def error(self, name: str, message: str, row: int | None = None) -> DatasetError:
+        where = "" if row is None else f", row {self.first_row + row}"
+        return DatasetError(f"{self.file}: column {name!r}{where} {message}")
+
+    def _values(self, name: str, shape: Sequence[int] | None = None) -> Tree:
+        try:
+            return values(self.batch.column(name), self.batch.schema.field(name), shape)
+        except ColumnError as error:
+            raise self.error(name, str(error), error.row) from error
+
+    def vectors(self, role: str) -> Tree:
+        """(n, ...) leaves; a column of single integers as actions stays (n,)."""
+        column = self.columns[role]
+        if not isinstance(column, str):
+            return np.stack([self._numbers(name) for name in column], axis=1)
+        result = self._values(column, self.shapes.get(role))
+        if isinstance(result, np.ndarray) and result.ndim == 1:
+            discrete = role == "actions" and result.dtype.kind in "iu"
+            return result if discrete else result[:, None]
+        return result
+
+    def numbers(self, role: str) -> np.ndarray:
+        """(n,)"""
+        return self._numbers(str(self.columns[role]))
+
+    def _numbers(self, name: str) -> np.ndarray:
+        result = self._values(name)
+        if isinstance(result, np.ndarray) and result.ndim == 2 and result.shape[1] == 1:
+            result = result[:, 0]
+        if not isinstance(result, np.ndarray) or result.ndim != 1:
+            raise self.error(name, f"must be one number per row, not {self.batch.schema.field(name).type}")
+        return result
+
+    def flags(self, role: str) -> np.ndarray:
+        """(n,) bool"""
+        if role not in self.columns:
+            return np.zeros(self.batch.num_rows, dtype=bool)
+        result = self.numbers(role)
+        bad = np.isnan(result) if result.dtype.kind == "f" else np.zeros(len(result), dtype=bool)
+        if bad.any():
+            raise self.error(str(self.columns[role]), "is NaN, neither true nor false", int(bad.argmax()))
+        return result != 0
+
+    def ids(self) -> np.ndarray:
+        """(n,) of whatever type episode ids have."""
+        name = str(self.columns["episode_id"])
+        column = self.batch.column(name)
+        if column.null_count:
+            raise self.error(name, "is null", int(np.argmax(column.is_null().to_numpy(zero_copy_only=False))))
+        result = np.asarray(column.to_numpy(zero_copy_only=False))
+        if isinstance(column, pa.DictionaryArray):
+            result = np.asarray(column.dictionary_decode().to_numpy(zero_copy_only=False))
+        if result.ndim != 1 or (len(result) and isinstance(result[0], (np.ndarray, list, dict))):
+            raise self.error(name, f"must be one id per row, not {column.type}")
+        return result

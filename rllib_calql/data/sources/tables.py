@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import tree
 
 from rllib_calql.data.errors import DatasetError
-from rllib_calql.data.rows import Metadata, Rows, Source, Tree
+from rllib_calql.data.rows import Metadata, Rows, Source
 from rllib_calql.data.sources.arrow_files import SUFFIXES, batches, read_schema
-from rllib_calql.data.sources.arrow_values import ColumnError, values
 from rllib_calql.data.sources.files import data_files
-from rllib_calql.data.sources.table_columns import VECTORS, Chosen, choose_columns, columns_of
+from rllib_calql.data.sources.table_columns import VECTORS, Chosen, TableBatch, choose_columns, columns_of
 
 # The number of files whose lengths are added up when a dataset is opened.
 _MAX_COUNTED_FILES = 1000
@@ -97,7 +95,7 @@ class Tables:
             marks.file = file
             for batch in batches(file, names):
                 if batch.num_rows:
-                    reader = _Reader(file, first_row, batch, self.columns, self.shapes)
+                    reader = TableBatch(file, first_row, batch, self.columns, self.shapes)
                     starts = marks.starts(reader)
                     rows = _rows(reader, starts)
                     layout = layout or _layout(rows)
@@ -107,73 +105,6 @@ class Tables:
                         )
                     yield rows, bool(starts[0])
                 first_row += batch.num_rows
-
-
-@dataclass
-class _Reader:
-    """One batch of a file, by role."""
-
-    file: Path
-    first_row: int
-    batch: pa.RecordBatch
-    columns: Chosen
-    shapes: Mapping[str, Sequence[int]]
-
-    def error(self, name: str, message: str, row: int | None = None) -> DatasetError:
-        where = "" if row is None else f", row {self.first_row + row}"
-        return DatasetError(f"{self.file}: column {name!r}{where} {message}")
-
-    def _values(self, name: str, shape: Sequence[int] | None = None) -> Tree:
-        try:
-            return values(self.batch.column(name), self.batch.schema.field(name), shape)
-        except ColumnError as error:
-            raise self.error(name, str(error), error.row) from error
-
-    def vectors(self, role: str) -> Tree:
-        """(n, ...) leaves; a column of single integers as actions stays (n,)."""
-        column = self.columns[role]
-        if not isinstance(column, str):
-            return np.stack([self._numbers(name) for name in column], axis=1)
-        result = self._values(column, self.shapes.get(role))
-        if isinstance(result, np.ndarray) and result.ndim == 1:
-            discrete = role == "actions" and result.dtype.kind in "iu"
-            return result if discrete else result[:, None]
-        return result
-
-    def numbers(self, role: str) -> np.ndarray:
-        """(n,)"""
-        return self._numbers(str(self.columns[role]))
-
-    def _numbers(self, name: str) -> np.ndarray:
-        result = self._values(name)
-        if isinstance(result, np.ndarray) and result.ndim == 2 and result.shape[1] == 1:
-            result = result[:, 0]
-        if not isinstance(result, np.ndarray) or result.ndim != 1:
-            raise self.error(name, f"must be one number per row, not {self.batch.schema.field(name).type}")
-        return result
-
-    def flags(self, role: str) -> np.ndarray:
-        """(n,) bool"""
-        if role not in self.columns:
-            return np.zeros(self.batch.num_rows, dtype=bool)
-        result = self.numbers(role)
-        bad = np.isnan(result) if result.dtype.kind == "f" else np.zeros(len(result), dtype=bool)
-        if bad.any():
-            raise self.error(str(self.columns[role]), "is NaN, neither true nor false", int(bad.argmax()))
-        return result != 0
-
-    def ids(self) -> np.ndarray:
-        """(n,) of whatever type episode ids have."""
-        name = str(self.columns["episode_id"])
-        column = self.batch.column(name)
-        if column.null_count:
-            raise self.error(name, "is null", int(np.argmax(column.is_null().to_numpy(zero_copy_only=False))))
-        result = np.asarray(column.to_numpy(zero_copy_only=False))
-        if isinstance(column, pa.DictionaryArray):
-            result = np.asarray(column.dictionary_decode().to_numpy(zero_copy_only=False))
-        if result.ndim != 1 or (len(result) and isinstance(result[0], (np.ndarray, list, dict))):
-            raise self.error(name, f"must be one id per row, not {column.type}")
-        return result
 
 
 class _Marks:
@@ -194,7 +125,7 @@ class _Marks:
         """Ids may be counted anew in each file."""
         self._file, self._seen = file, set()
 
-    def starts(self, reader: _Reader) -> np.ndarray:
+    def starts(self, reader: TableBatch) -> np.ndarray:
         """(n,) bool: rows that are known to begin an episode."""
         starts = np.zeros(reader.batch.num_rows, dtype=bool)
         if "step" in reader.columns:
@@ -221,7 +152,7 @@ class _Marks:
         return starts
 
 
-def _rows(reader: _Reader, starts: np.ndarray) -> Rows:
+def _rows(reader: TableBatch, starts: np.ndarray) -> Rows:
     terminated, truncated = reader.flags("terminated"), reader.flags("truncated")
     dones = reader.flags("dones")
     if "terminated" in reader.columns:  # what else is done was cut off
