@@ -350,7 +350,7 @@ def test_antmaze_files(file: str, rows: int, episodes: int, success_rate: float)
 
     data = Preparation(reward_scale=10, reward_bias=-5, sparse_failure_reward=0.0)(raw)
     assert data.mc_returns is not None
-    assert np.abs(data.actions).max() == np.float32(0.99999)
+    assert np.abs(data.scaled_actions()).max() == np.float32(0.99999)
     for episode in data.episodes():
         assert episode.mc_returns is not None
         if episode.terminated[-1]:

@@ -78,9 +78,9 @@ def test_an_episode_alone_gets_the_same_returns_as_among_others() -> None:
 def test_actions_are_clipped_just_inside() -> None:
     actions = [[1, -1], [0.5, -0.25], [0.99999, -0.99999], [0.999995, 0], [0, 1 + 5e-7]]
     data = prepare(raw_rows(actions))
-    assert data.actions.dtype == np.float32
+    assert data.scaled_actions().dtype == np.float32
     np.testing.assert_array_equal(
-        data.actions,
+        data.scaled_actions(),
         np.array(
             [
                 [ALMOST_ONE, -ALMOST_ONE],
@@ -92,9 +92,9 @@ def test_actions_are_clipped_just_inside() -> None:
             dtype=np.float32,
         ),
     )
-    assert np.isfinite(np.arctanh(data.actions)).all()
+    assert np.isfinite(np.arctanh(data.scaled_actions())).all()
     np.testing.assert_array_equal(
-        prepare(raw_rows(actions), clip_action=0.4).actions[1], np.array([0.4, -0.25], dtype=np.float32)
+        prepare(raw_rows(actions), clip_action=0.4).scaled_actions()[1], np.array([0.4, -0.25], dtype=np.float32)
     )
 
 
@@ -102,7 +102,7 @@ def test_actions_are_mapped_from_their_bounds() -> None:
     actions = [[0, 10], [2, 30], [1, 20], [0.5, 15], [1.5, 25]]
     data = prepare(raw_rows(actions), action_low=np.array([0, 10]), action_high=np.array([2, 30]))
     np.testing.assert_array_equal(
-        data.actions,
+        data.scaled_actions(),
         np.array(
             [[-ALMOST_ONE, -ALMOST_ONE], [ALMOST_ONE, ALMOST_ONE], [0, 0], [-0.5, -0.5], [0.5, 0.5]],
             dtype=np.float32,
@@ -113,7 +113,7 @@ def test_actions_are_mapped_from_their_bounds() -> None:
 def test_rounding_of_the_bounds_is_no_offence() -> None:
     bound = np.full(2, 0.4)
     data = prepare(raw_rows(np.full((5, 2), np.float32(0.4))), action_low=-bound, action_high=bound)
-    np.testing.assert_array_equal(data.actions, np.full((5, 2), ALMOST_ONE))
+    np.testing.assert_array_equal(data.scaled_actions(), np.full((5, 2), ALMOST_ONE))
 
 
 def test_actions_outside_are_counted_and_clipped() -> None:
@@ -122,7 +122,7 @@ def test_actions_outside_are_counted_and_clipped() -> None:
     message = r"2 of 5 rows have actions outside the bounds, the worst being -3.25 \(row 3, action number 0\)"
     with pytest.warns(DatasetWarning, match=message):
         data = Preparation(action_low=-2 * np.ones(2), action_high=2 * np.ones(2))(raw_rows(actions))
-    np.testing.assert_array_equal(data.actions[[1, 3]], [[0, ALMOST_ONE], [-ALMOST_ONE, ALMOST_ONE]])
+    np.testing.assert_array_equal(data.scaled_actions()[[1, 3]], [[0, ALMOST_ONE], [-ALMOST_ONE, ALMOST_ONE]])
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,7 @@ def test_concatenate_and_episodes_are_inverse() -> None:
     with pytest.raises(DatasetError, match="nothing to concatenate"):
         Transitions.concatenate([])
     wide = direct(observations=np.zeros((3, 2)), final_observations=np.zeros((2, 2)))
-    with pytest.raises(DatasetError, match=r"different .* dimensions: \[\(1, 1\), \(2, 1\)\]"):
+    with pytest.raises(DatasetError, match=r"different .* dimensions: \[\(\(1,\), \(1,\)\), \(\(2,\), \(1,\)\)\]"):
         Transitions.concatenate([direct(), wide])
 
 

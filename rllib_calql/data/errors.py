@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -13,9 +15,18 @@ class DatasetWarning(UserWarning):
     """The data are usable, but rows were dropped or changed; the message counts them."""
 
 
-def first_rows(bad: np.ndarray, limit: int = 5) -> str:
-    """Names the first rows where `bad` (N,) is true: `rows 3, 7, 9 and 12 more`."""
+# Rows named in a message.
+NAMED_ROWS = 5
+
+
+def first_rows(bad: np.ndarray, *, first: int = 0) -> str:
+    """Names the first rows where `bad` (n,) is true: `rows 3, 7, 9 and 12 more`; row numbers start at `first`."""
     rows = np.flatnonzero(bad)
-    named = ", ".join(str(row) for row in rows[:limit])
-    more = f" and {len(rows) - limit} more" if len(rows) > limit else ""
-    return f"row{'s' if len(rows) > 1 else ''} {named}{more}"
+    return name_rows((rows[:NAMED_ROWS] + first).tolist(), len(rows))
+
+
+def name_rows(rows: Sequence[int], count: int) -> str:
+    """The same for the first few row numbers of `count`."""
+    named = ", ".join(str(row) for row in rows)
+    more = f" and {count - len(rows)} more" if count > len(rows) else ""
+    return f"row{'s' if count > 1 else ''} {named}{more}"

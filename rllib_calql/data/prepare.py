@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,36 @@ from rllib_calql.data.errors import DatasetError, DatasetWarning
 from rllib_calql.data.returns import Truncation, check_return_settings, return_to_go
 from rllib_calql.data.transitions import Transitions
 
+# Actions are looked through so many rows at a time.
+_BLOCK_ROWS = 1 << 16
+
+
+@dataclass(frozen=True, eq=False)
+class ActionScaling:
+    """Logged actions (n, act_dim) -> float32 inside +-`clip`; from bounds `low` and `high` where given."""
+
+    clip: float
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+    def __call__(self, actions: np.ndarray) -> np.ndarray:
+        """Normalised and clipped."""
+        return np.clip(self.normalised(actions), -self.clip, self.clip).astype(np.float32)
+
+    def normalised(self, actions: np.ndarray) -> np.ndarray:
+        """Not yet clipped; float64 where bounds are given."""
+        if self.low is None or self.high is None:
+            return actions
+        return 2.0 * (actions - self.low) / (self.high - self.low) - 1.0
+
 
 @dataclass(frozen=True, eq=False)
 class Preparation:
     """Scales rewards, normalises and clips actions, adds returns-to-go.
 
     `rewards <- rewards * reward_scale + reward_bias`; actions are mapped from `[action_low, action_high]` to
-    [-1, 1] and clipped to +-`clip_action` (tanh never reaches 1, and atanh(1) is infinite).
+    [-1, 1] and clipped to +-`clip_action` (tanh never reaches 1, and atanh(1) is infinite). Observations and
+    actions are not copied: `Transitions.take` maps the actions of each batch. Discrete actions stay as they are.
 
     Raises:
         ValueError: settings out of range or that do not fit each other.
@@ -66,10 +89,9 @@ class Preparation:
         """
         rewards = self._scaled(raw.rewards)
         failure = None if self.sparse_failure_reward is None else self._scaled(self.sparse_failure_reward)
-        return replace(
-            raw,
+        prepared = raw.changed(
             rewards=rewards.astype(np.float32),
-            actions=self._normalised(raw.actions),
+            action_scaling=self._action_scaling(raw.actions),
             mc_returns=return_to_go(
                 rewards,
                 raw.terminated,
@@ -79,12 +101,16 @@ class Preparation:
                 sparse_failure_reward=None if failure is None else float(failure),
             ),
         )
+        prepared.__dict__.update(episode_ends=raw.episode_ends, fingerprint=raw.fingerprint)
+        return prepared
 
     def _scaled(self, rewards: np.ndarray | float) -> np.ndarray:
         return np.asarray(rewards, dtype=np.float64) * self.reward_scale + self.reward_bias
 
-    def _normalised(self, actions: np.ndarray) -> np.ndarray:
-        scaled = actions
+    def _action_scaling(self, actions: np.ndarray) -> ActionScaling | None:
+        if actions.ndim == 1:  # Discrete
+            return None
+        scaling = ActionScaling(self.clip_action)
         if self.action_low is not None and self.action_high is not None:
             low = np.asarray(self.action_low, dtype=np.float64)
             high = np.asarray(self.action_high, dtype=np.float64)
@@ -92,18 +118,28 @@ class Preparation:
                 raise DatasetError(
                     f"actions have {actions.shape[1]} numbers, the bounds {low.shape} and {high.shape}"
                 )
-            scaled = 2.0 * (actions - low) / (high - low) - 1.0
-        outside = (np.abs(scaled) > 1.0 + 1e-6).any(axis=1)
-        if outside.any():
-            row, column = np.unravel_index(np.abs(scaled).argmax(), scaled.shape)
-            warnings.warn(
-                f"{int(outside.sum())} of {len(actions)} rows have actions outside the bounds, the worst "
-                f"being {actions[row, column]:g} (row {row}, action number {column}); they were clipped to "
-                "the bounds",
-                DatasetWarning,
-                stacklevel=3,
-            )
-        return np.clip(scaled, -self.clip_action, self.clip_action).astype(np.float32)
+            scaling = ActionScaling(self.clip_action, low, high)
+        _warn_of_actions_outside(actions, scaling)
+        return scaling
+
+
+def _warn_of_actions_outside(actions: np.ndarray, scaling: ActionScaling) -> None:
+    count, worst, worst_at = 0, 1.0, (0, 0)
+    for start in range(0, len(actions), _BLOCK_ROWS):
+        distance = np.abs(scaling.normalised(actions[start : start + _BLOCK_ROWS]))
+        if (most := float(distance.max())) > 1.0 + 1e-6:
+            count += int((distance > 1.0 + 1e-6).any(axis=1).sum())
+            if most > worst:
+                row, column = np.unravel_index(distance.argmax(), distance.shape)
+                worst, worst_at = most, (start + int(row), int(column))
+    if count:
+        row, column = worst_at
+        warnings.warn(
+            f"{count} of {len(actions)} rows have actions outside the bounds, the worst being "
+            f"{actions[row, column]:g} (row {row}, action number {column}); they were clipped to the bounds",
+            DatasetWarning,
+            stacklevel=4,
+        )
 
 
 def require_flat_box(observation_space: Any, action_space: Any) -> None:
@@ -119,9 +155,21 @@ def check_fits(data: Transitions, observation_space: Any, action_space: Any) -> 
     """Checks that a dataset and an environment speak of the same things.
 
     Raises:
-        DatasetError: a space is not a flat Box, action bounds are not finite, or dimensions differ from the
-            data's.
+        DatasetError: the data are of a kind that cannot be trained on, a space is not a flat Box, action bounds
+            are not finite, or dimensions differ from the data's.
     """
+    if not isinstance(data.observations, np.ndarray):
+        raise DatasetError(
+            "the dataset's observations were kept as they are, and training needs vectors: open it with "
+            "observations='flatten'"
+        )
+    if data.observations.ndim != 2:
+        raise DatasetError(
+            f"the dataset's observations are images of shape {data.observations.shape[1:]}: training on images is "
+            "not supported yet"
+        )
+    if data.actions.ndim != 2:
+        raise DatasetError("the dataset has discrete actions: training on them is not supported yet")
     require_flat_box(observation_space, action_space)
     for name, space, dim in (
         ("observation", observation_space, data.obs_dim),

@@ -99,7 +99,7 @@ class EpisodeStore:
                 f"an episode of {len(episode)} rows does not fit a replay capacity of {self.capacity}: enlarge it"
             )
         self._evict(len(self._rows) + len(episode) - self.capacity)
-        self._rows.append(vars(episode))
+        self._rows.append({**vars(episode), "actions": episode.scaled_actions()})
         self._episodes.append(
             {
                 "final_observations": episode.final_observations,

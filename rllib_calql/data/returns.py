@@ -11,6 +11,8 @@ from rllib_calql.data.errors import DatasetError, first_rows
 
 Truncation = Literal["stop", "infinite", "bootstrap", "drop"]
 TRUNCATION_MODES: tuple[str, ...] = get_args(Truncation)
+# Rows worked on at a time, about: few enough for the processor's cache.
+BLOCK_ROWS = 1 << 16
 
 
 def return_to_go(
@@ -68,25 +70,35 @@ def return_to_go(
     last = np.flatnonzero(ends)
     cut = last[~terminated[last]]
 
-    with_tails = rewards.copy()
+    with_tails = rewards if truncation in ("stop", "drop") else rewards.copy()
     if truncation == "infinite":
         with_tails[cut] /= 1.0 - gamma
     elif truncation == "bootstrap":
         with_tails[cut] += gamma * _values_at(bootstrap_values, cut, len(rewards))
 
-    # One recursive filter runs through all episodes at once; what leaked into an episode is the filter's
-    # value at the next episode's first row, discounted by the distance to it.
-    leaky = np.append(lfilter([1.0], [1.0, -gamma], with_tails[::-1])[::-1], 0.0)
-    lengths = np.diff(last, prepend=-1)
-    next_start = np.repeat(last + 1, lengths)
-    result = leaky[:-1] - gamma ** (next_start - np.arange(len(rewards))) * leaky[next_start]
+    result = np.empty(len(rewards), dtype=np.float32)
+    start = episode = 0
+    while episode < len(last):  # some whole episodes at a time: small temporary arrays
+        next_episode = max(int(np.searchsorted(last, start + BLOCK_ROWS)), episode + 1)
+        stop = int(last[next_episode - 1]) + 1
+        result[start:stop] = _discounted_sums(with_tails[start:stop], last[episode:next_episode] - start, gamma)
+        start, episode = stop, next_episode
 
     if truncation == "drop":
-        result[np.repeat(~terminated[last], lengths)] = -np.inf
+        result[np.repeat(~terminated[last], np.diff(last, prepend=-1))] = -np.inf
     if sparse_failure_reward is not None:
         failed = _all_failure(rewards, sparse_failure_reward, ends if trajectory_ends is None else trajectory_ends)
         result[failed] = sparse_failure_reward / (1.0 - gamma)
-    return result.astype(np.float32)
+    return result
+
+
+def _discounted_sums(rewards: np.ndarray, last: np.ndarray, gamma: float) -> np.ndarray:
+    """(n,) float64: the sum from each row to the end of its episode; episodes end at the rows `last` (E,)."""
+    # One recursive filter runs through all episodes at once; what leaked into an episode is the filter's
+    # value at the next episode's first row, discounted by the distance to it.
+    leaky = np.append(lfilter([1.0], [1.0, -gamma], rewards[::-1])[::-1], 0.0)
+    next_start = np.repeat(last + 1, np.diff(last, prepend=-1))
+    return leaky[:-1] - gamma ** (next_start - np.arange(len(rewards))) * leaky[next_start]
 
 
 def _all_failure(rewards: np.ndarray, failure_reward: float, trajectory_ends: np.ndarray) -> np.ndarray:

@@ -72,6 +72,18 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class OneChunk:
+    """The source of rows that are in memory already."""
+
+    rows: Rows
+    metadata: Metadata = Metadata()
+
+    def chunks(self) -> Iterator[Rows]:
+        """The rows, all at once."""
+        yield self.rows
+
+
 def rows_per_chunk(bytes_per_row: int) -> int:
     """How many rows of so many bytes make a chunk; at least one."""
     return max(1, CHUNK_BYTES // max(1, bytes_per_row))

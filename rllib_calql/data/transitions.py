@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Any, Self, TypedDict
 
 import numpy as np
+import tree
 
-from rllib_calql.data.errors import DatasetError, DatasetWarning, first_rows
-from rllib_calql.data.rows import Metadata, Rows, rows_per_chunk
-
-# The share of rows whose next observation may differ from the next row's before the rows count as out of
-# order.
-MAX_BROKEN_ROWS = 0.1
+from rllib_calql.data.assemble import Block, clean_blocks
+from rllib_calql.data.columns import (
+    ObservationLayout,
+    as_actions,
+    as_flags,
+    as_floats,
+    as_observations,
+    check_lengths,
+    map_leaves,
+    row_bytes,
+)
+from rllib_calql.data.errors import DatasetError, first_rows
+from rllib_calql.data.rows import Metadata, OneChunk, Rows, Source, rows_per_chunk
 
 
 class Batch(TypedDict):
-    """B rows for one update, all float32 and contiguous; `dones` is 1 where the task ended (no bootstrap)."""
+    """B rows for one update, contiguous and float32; `dones` is 1 where the task ended (no bootstrap).
+
+    Observations that are images (uint8) or were kept nested, and Discrete actions (int64), come as they are.
+    """
 
     observations: np.ndarray  # (B, obs_dim)
     actions: np.ndarray  # (B, act_dim)
@@ -33,38 +44,50 @@ class Batch(TypedDict):
 class Transitions:
     """N transitions in time order, E whole episodes one after the other.
 
-    The next observation of a row is the next row's observation, or at an episode's end its final observation;
-    it is derived, not stored. Arrays are converted to the types below (no copy where they fit) and checked.
+    Observations are (N, obs_dim) float32, or (N, height, width, ...) uint8 images, or a dict or tuple of these
+    where kept. The next observation of a row is the next row's observation, or at an episode's end its final
+    observation; it is derived, not stored. Arrays are converted to the types below (no copy where they fit) and
+    checked. `Transitions` are themselves a `Source`.
 
     Raises:
         DatasetError: columns are missing rows, not finite, empty, or the last episode has no end.
     """
 
-    observations: np.ndarray  # (N, obs_dim) float32
-    actions: np.ndarray  # (N, act_dim) float32
+    observations: Any  # (N, obs_dim) float32, see above
+    actions: np.ndarray  # (N, act_dim) float32 as logged; (N,) int64 where Discrete
     rewards: np.ndarray  # (N,) float32
     terminated: np.ndarray  # (N,) bool: the task ended after this row; no bootstrap
     truncated: np.ndarray  # (N,) bool: the episode was cut off after this row; bootstraps
-    final_observations: np.ndarray  # (E, obs_dim) float32: what followed each episode's last row
+    final_observations: Any  # (E, obs_dim) float32, or as the observations: what followed each episode's last row
     mc_returns: np.ndarray | None = None  # (N,) float32: return-to-go, set by Preparation; -inf where unknown
     metadata: Metadata = field(default_factory=Metadata)  # what the source knew
+    # Set by Preparation: what `take` makes of logged actions. Millions of rows need no second copy so.
+    action_scaling: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
-        columns = _checked_columns(self.observations, self.actions, self.rewards, self.terminated, self.truncated)
+        columns: dict[str, Any] = {
+            "observations": as_observations("observations", self.observations, "keep"),
+            "actions": as_actions(self.actions),
+            "rewards": as_floats("rewards", self.rewards, 1),
+            "terminated": as_flags("terminated", self.terminated),
+            "truncated": as_flags("truncated", self.truncated),
+        }
+        num_rows = check_lengths(columns)
+        if num_rows == 0:
+            raise DatasetError("the dataset is empty: it has no rows")
         columns["truncated"] = columns["truncated"] & ~columns["terminated"]
-        columns["final_observations"] = _floats("final_observations", self.final_observations, 2)
+        columns["final_observations"] = as_observations("final_observations", self.final_observations, "keep")
         ends = np.flatnonzero(columns["terminated"] | columns["truncated"])
-        num_rows, obs_dim = columns["observations"].shape
         if len(ends) == 0 or ends[-1] != num_rows - 1:
             raise DatasetError(
                 f"the last row ({num_rows - 1}) must end its episode: flag it as terminated or truncated, "
                 "or build with Transitions.from_arrays, which drops an unfinished tail"
             )
-        if columns["final_observations"].shape != (len(ends), obs_dim):
-            raise DatasetError(
-                f"final_observations has shape {columns['final_observations'].shape}, "
-                f"but {len(ends)} episodes end and observations have {obs_dim} numbers"
-            )
+        map_leaves(
+            lambda finals, rows: _check_finals(finals, rows, len(ends)),
+            columns["final_observations"],
+            columns["observations"],
+        )
         if self.mc_returns is not None:
             mc_returns = np.asarray(self.mc_returns, dtype=np.float32)
             if mc_returns.shape != (num_rows,):
@@ -77,16 +100,21 @@ class Transitions:
             object.__setattr__(self, name, column)
 
     @classmethod
-    def unchecked(cls, **columns: Any) -> Transitions:
+    def unchecked(cls, **columns: Any) -> Self:
         """A view of columns already known to be right: no conversion, no check, no copy."""
         view = object.__new__(cls)
-        view.__dict__.update(columns)
+        view.__dict__.update({"mc_returns": None, "metadata": Metadata(), "action_scaling": None, **columns})
         return view
+
+    def changed(self, **columns: Any) -> Self:
+        """The same rows with other columns, which are known to be right: no check, no copy."""
+        names = self.__dataclass_fields__
+        return self.unchecked(**{**{name: getattr(self, name) for name in names}, **columns})
 
     @classmethod
     def from_episode(
         cls, observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray, terminated: bool
-    ) -> Transitions:
+    ) -> Self:
         """One whole episode of T steps: observations (T+1, obs_dim), actions (T, act_dim), rewards (T,).
 
         `terminated`: the task ended at the last step; otherwise the episode was cut off there.
@@ -105,23 +133,16 @@ class Transitions:
     @classmethod
     def from_arrays(
         cls,
-        observations: np.ndarray,
+        observations: Any,
         actions: np.ndarray,
         rewards: np.ndarray,
         terminated: np.ndarray,
         truncated: np.ndarray,
-        next_observations: np.ndarray | None = None,
-    ) -> Transitions:
-        """Builds from flat logged rows (an own dataset, D4RL), losing nothing silently.
+        next_observations: Any = None,
+    ) -> Self:
+        """Builds from flat logged rows (an own dataset), losing nothing silently.
 
-        - A row flagged both terminated and truncated is terminated.
-        - The final observation of an episode comes from `next_observations` (N, obs_dim) where given.
-          Otherwise a truncated row is dropped, its observation becomes the final one and the row before it
-          the truncated end; a terminated row's final observation is its own (it has no part in the TD
-          target).
-        - A row inside an episode whose `next_observations` is not the next row's observation ends its episode
-          as truncated; more than a tenth of such rows means that the rows are not in time order.
-        - Rows after the last end are dropped.
+        `assemble.clean_blocks` says what becomes of time-outs, gaps and an unfinished tail.
 
         Raises:
             DatasetError: columns do not fit each other, are not finite or not in time order, or nothing
@@ -130,37 +151,25 @@ class Transitions:
         Warns:
             DatasetWarning: counts rows that were dropped and episodes that were cut.
         """
-        columns = _checked_columns(observations, actions, rewards, terminated, truncated)
-        columns["truncated"] = columns["truncated"] & ~columns["terminated"]
-        following = None
-        if next_observations is not None:
-            following = _floats("next_observations", next_observations, 2)
-            if following.shape != columns["observations"].shape:
-                raise DatasetError(
-                    f"next_observations has shape {following.shape}, observations {columns['observations'].shape}"
-                )
-            columns["truncated"] = columns["truncated"] | _broken(columns, following)
-        num_rows = len(columns["rewards"])
-        ended = columns["terminated"] | columns["truncated"]
-        ends = np.flatnonzero(ended)
-        whole = int(ends[-1]) + 1 if len(ends) else 0
-        if whole < num_rows:
-            _warn(
-                f"{num_rows - whole} of {num_rows} rows at the end of the data belong to an episode without "
-                "an end (neither terminated nor truncated) and were dropped"
-            )
-        if following is not None:
-            return cls._kept({k: v[:whole] for k, v in columns.items()}, following[ends])
-        return cls._kept(*_without_truncated_rows({k: v[:whole] for k, v in columns.items()}))
+        rows = Rows(
+            observations=observations,
+            actions=actions,
+            rewards=rewards,
+            terminated=terminated,
+            truncated=truncated,
+            next_observations=next_observations,
+        )
+        return cls.from_source(OneChunk(rows))
 
     @classmethod
-    def _kept(cls, columns: dict[str, Any], final_observations: np.ndarray) -> Transitions:
-        if len(columns["rewards"]) == 0:
-            raise DatasetError(
-                "no complete episode remains: flag the last row of each episode as terminated or truncated, "
-                "and give next_observations (or the row after it) if episodes are cut off"
-            )
-        return cls(**columns, final_observations=final_observations)
+    def from_source(cls, source: Source, observations: ObservationLayout = "flatten") -> Self:
+        """Reads all rows of a source into memory; `clean_blocks` has the rules, errors and warnings."""
+        blocks = clean_blocks(source, observations)
+        first = next(blocks)
+        gathered = _Gathered(first, source.metadata.num_rows or 0)
+        for block in blocks:
+            gathered.add(block)
+        return cls.unchecked(**gathered.columns(), metadata=replace(source.metadata, num_rows=gathered.whole))
 
     @classmethod
     def concatenate(cls, parts: Sequence[Transitions]) -> Transitions:
@@ -170,13 +179,20 @@ class Transitions:
         with_returns = [part.mc_returns is not None for part in parts]
         if any(with_returns) != all(with_returns):
             raise DatasetError("some parts have mc_returns and some do not: prepare all of them the same way")
-        dims = {(part.obs_dim, part.act_dim) for part in parts}
-        if len(dims) > 1:
-            raise DatasetError(f"parts have different (observation, action) dimensions: {sorted(dims)}")
-        absent = {"metadata"} if all(with_returns) else {"metadata", "mc_returns"}
-        names = [name for name in cls.__dataclass_fields__ if name not in absent]
-        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-        return cls(**columns, metadata=parts[0].metadata)
+        shapes = [part.row_shapes for part in parts]
+        if any(shape != shapes[0] for shape in shapes):
+            raise DatasetError(f"parts have different (observation, action) dimensions: {shapes}")
+        names = [*_COLUMNS, "final_observations", *(["mc_returns"] if all(with_returns) else [])]
+
+        def joined(*leaves: np.ndarray) -> np.ndarray:
+            return np.concatenate(leaves)
+
+        columns = {name: map_leaves(joined, *(getattr(part, name) for part in parts)) for name in names}
+        return cls.unchecked(
+            **columns,
+            metadata=replace(parts[0].metadata, num_rows=sum(map(len, parts))),
+            action_scaling=parts[0].action_scaling,
+        )
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -192,42 +208,90 @@ class Transitions:
 
     @property
     def obs_dim(self) -> int:
+        """Numbers of a flat observation.
+
+        Raises:
+            DatasetError: observations are images, or were kept nested.
+        """
+        if not isinstance(self.observations, np.ndarray) or self.observations.ndim != 2:
+            raise DatasetError(f"observations are not vectors but {self.row_shapes[0]}")
         return int(self.observations.shape[1])
 
     @property
     def act_dim(self) -> int:
+        """Numbers of an action.
+
+        Raises:
+            DatasetError: actions are Discrete.
+        """
+        if self.actions.ndim != 2:
+            raise DatasetError("actions are not vectors but Discrete")
         return int(self.actions.shape[1])
 
-    def next_observations(self, rows: np.ndarray | slice | None = None) -> np.ndarray:
-        """(B, obs_dim): what followed each of `rows` (row numbers from 0; all rows by default)."""
+    @property
+    def row_shapes(self) -> tuple[Any, Any]:
+        """The shape of an observation, as its columns are nested, and of an action."""
+        return map_leaves(lambda leaf: leaf.shape[1:], self.observations), self.actions.shape[1:]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Short hash that tells this dataset from others, whatever format it was read from.
+
+        Sizes, flags and 64 blocks of rows spread over the logged columns enter, so it takes milliseconds.
+        Prepared rows keep the fingerprint of the rows they were made of.
+        """
+        digest = hashlib.sha256(repr((len(self), self.num_episodes, self.row_shapes)).encode())
+        starts = np.unique(np.linspace(0, max(0, len(self) - 64), 64).astype(np.int64))
+        for start in starts:
+            for name in ("observations", "actions", "rewards"):
+                for leaf in tree.flatten(getattr(self, name)):
+                    digest.update(np.ascontiguousarray(leaf[start : start + 64]).tobytes())
+        digest.update(np.packbits(self.terminated).tobytes())
+        digest.update(self.episode_ends.astype("<i8").tobytes())
+        for leaf in tree.flatten(self.final_observations):
+            digest.update(np.ascontiguousarray(leaf[:4096]).tobytes())
+        return digest.hexdigest()[:16]
+
+    def next_observations(self, rows: np.ndarray | slice | None = None) -> Any:
+        """(B, obs_dim), or as the observations: what followed each of `rows` (numbers from 0; all by default)."""
         if rows is None or isinstance(rows, slice):
             rows = np.arange(len(self))[rows if rows is not None else slice(None)]
-        result = self.observations.take(rows + 1, axis=0, mode="clip")
         ended = np.flatnonzero(self.terminated.take(rows) | self.truncated.take(rows))
-        if len(ended):
-            result[ended] = self.final_observations[np.searchsorted(self.episode_ends, rows[ended])]
-        return result
+        episodes = np.searchsorted(self.episode_ends, rows[ended]) if len(ended) else ended
+
+        def following(leaf: np.ndarray, final: np.ndarray) -> np.ndarray:
+            result = leaf.take(rows + 1, axis=0, mode="clip")
+            if len(ended):
+                result[ended] = final[episodes]
+            return result
+
+        return map_leaves(following, self.observations, self.final_observations)
 
     def take(self, rows: np.ndarray) -> Batch:
         """Copies `rows` (row numbers from 0) into a batch; needs `mc_returns`."""
         if self.mc_returns is None:
             raise ValueError("these transitions have no mc_returns yet: pass them through a Preparation first")
         return {
-            "observations": self.observations.take(rows, axis=0),
-            "actions": self.actions.take(rows, axis=0),
+            "observations": map_leaves(lambda leaf: leaf.take(rows, axis=0), self.observations),
+            "actions": self.scaled_actions(rows),
             "rewards": self.rewards.take(rows),
             "next_observations": self.next_observations(rows),
             "dones": self.terminated.take(rows).astype(np.float32),
             "mc_returns": self.mc_returns.take(rows),
         }
 
+    def scaled_actions(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """Actions of `rows` (all by default) as they train: normalised and clipped where prepared so."""
+        actions = self.actions if rows is None else self.actions.take(rows, axis=0)
+        return actions if self.action_scaling is None else self.action_scaling(actions)
+
     def chunks(self) -> Iterator[Rows]:
-        """The rows as a source gives them (`Transitions` are one), without `mc_returns`."""
-        size = rows_per_chunk(4 * (2 * self.obs_dim + self.act_dim + 1))
+        """The rows as a source gives them, without `mc_returns`."""
+        size = rows_per_chunk(2 * row_bytes(self.observations) + row_bytes(self.actions) + 4)
         for start in range(0, len(self), size):
             rows = slice(start, start + size)
             yield Rows(
-                observations=self.observations[rows],
+                observations=map_leaves(lambda leaf, rows=rows: leaf[rows], self.observations),
                 actions=self.actions[rows],
                 rewards=self.rewards[rows],
                 terminated=self.terminated[rows],
@@ -239,102 +303,88 @@ class Transitions:
         """Each episode as a view, without copying."""
         start = 0
         for number, end in enumerate(self.episode_ends):
-            rows = slice(start, end + 1)
-            yield Transitions.unchecked(
-                observations=self.observations[rows],
-                actions=self.actions[rows],
-                rewards=self.rewards[rows],
-                terminated=self.terminated[rows],
-                truncated=self.truncated[rows],
-                final_observations=self.final_observations[number : number + 1],
-                mc_returns=None if self.mc_returns is None else self.mc_returns[rows],
-                metadata=self.metadata,
-            )
+            yield self._episode(number, slice(start, end + 1))
             start = end + 1
 
-
-def _checked_columns(
-    observations: Any, actions: Any, rewards: Any, terminated: Any, truncated: Any
-) -> dict[str, np.ndarray]:
-    columns = {
-        "observations": _floats("observations", observations, 2),
-        "actions": _floats("actions", actions, 2),
-        "rewards": _floats("rewards", rewards, 1),
-        "terminated": _flags("terminated", terminated),
-        "truncated": _flags("truncated", truncated),
-    }
-    lengths = {name: len(column) for name, column in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise DatasetError(f"columns have different numbers of rows: {lengths}")
-    if lengths["rewards"] == 0:
-        raise DatasetError("the dataset is empty: it has no rows")
-    return columns
+    def _episode(self, number: int, rows: slice) -> Transitions:
+        columns = {name: map_leaves(lambda leaf: leaf[rows], getattr(self, name)) for name in _COLUMNS}
+        finals = map_leaves(lambda leaf: leaf[number : number + 1], self.final_observations)
+        returns = None if self.mc_returns is None else self.mc_returns[rows]
+        return self.changed(**columns, final_observations=finals, mc_returns=returns)
 
 
-def _floats(name: str, column: Any, ndim: int) -> np.ndarray:
-    column = np.asarray(column)
-    if ndim == 1 and column.ndim == 2 and column.shape[1] == 1:
-        column = column[:, 0]
-    if column.ndim != ndim or 0 in column.shape[1:] or column.dtype.kind not in "fiub":
-        expected = "(rows,)" if ndim == 1 else "(rows, numbers per row)"
-        raise DatasetError(f"{name} must be numbers of shape {expected}, not {column.dtype} {column.shape}")
-    with np.errstate(over="ignore"):  # what overflows float32 becomes infinite and is reported as such
-        column = column.astype(np.float32, copy=False)
-    finite = np.isfinite(column)
-    if not finite.all():
-        bad = ~(finite if ndim == 1 else finite.all(axis=1))
+_COLUMNS = ("observations", "actions", "rewards", "terminated", "truncated")
+
+
+class _Gathered:
+    """Blocks put together in memory: the columns of a single block as they are, else in growing arrays."""
+
+    def __init__(self, first: Block, expected_rows: int) -> None:
+        self._only: Block | None = first
+        self._expected = expected_rows
+        self._columns: dict[str, Any] = {}
+        self._finals = [first.final_observations]
+        self._size = len(first)
+        self.whole = _whole(first, 0, 0)
+
+    def add(self, block: Block) -> None:
+        if self._only is not None:
+            for name in _COLUMNS:
+                self._columns[name] = map_leaves(
+                    lambda leaf: _Growing(leaf, self._expected), getattr(self._only, name)
+                )
+            self._only = None
+        for name in _COLUMNS:
+            tree.map_structure(_Growing.append, self._columns[name], getattr(block, name))
+        self._finals.append(block.final_observations)
+        self.whole = _whole(block, self._size, self.whole)
+        self._size += len(block)
+
+    def columns(self) -> dict[str, Any]:
+        finals = map_leaves(lambda *leaves: np.concatenate(leaves), *self._finals)
+        if self._only is not None:
+            kept = {
+                name: map_leaves(lambda leaf: leaf[: self.whole], getattr(self._only, name)) for name in _COLUMNS
+            }
+        else:
+            kept = {
+                name: tree.map_structure(lambda leaf: leaf.cut(self.whole), self._columns[name])
+                for name in _COLUMNS
+            }
+        return {**kept, "final_observations": finals}
+
+
+class _Growing:
+    """A column of unknown length. Resizing in place moves pages, not rows."""
+
+    def __init__(self, first: np.ndarray, expected_rows: int) -> None:
+        self._rows = np.empty((max(expected_rows, len(first)), *first.shape[1:]), first.dtype)
+        self._size = 0
+        self.append(first)
+
+    def append(self, rows: np.ndarray) -> None:
+        size = self._size + len(rows)
+        if size > len(self._rows):
+            self._resize(max(size, self._size + self._size // 4))
+        self._rows[self._size : size] = rows
+        self._size = size
+
+    def cut(self, num_rows: int) -> np.ndarray:
+        self._resize(num_rows)
+        return self._rows
+
+    def _resize(self, num_rows: int) -> None:
+        self._rows.resize((num_rows, *self._rows.shape[1:]), refcheck=False)
+
+
+def _whole(block: Block, start: int, before: int) -> int:
+    ends = block.ends
+    return start + int(ends[-1]) + 1 if len(ends) else before
+
+
+def _check_finals(finals: np.ndarray, rows: np.ndarray, num_episodes: int) -> None:
+    if finals.shape != (num_episodes, *rows.shape[1:]):
         raise DatasetError(
-            f"{name} has NaN, infinite or too large values for float32 in {first_rows(bad)}: repair or drop them"
+            f"final_observations has shape {finals.shape}, but {num_episodes} episodes end and observations have "
+            f"{' x '.join(map(str, rows.shape[1:]))} numbers"
         )
-    return column
-
-
-def _flags(name: str, column: Any) -> np.ndarray:
-    column = np.asarray(column)
-    return column if column.dtype == bool and column.ndim == 1 else _floats(name, column, 1) != 0
-
-
-def _broken(columns: dict[str, np.ndarray], following: np.ndarray) -> np.ndarray:
-    """(N,) bool: rows inside an episode that are not followed by the next row's observation."""
-    broken = ~np.isclose(following[:-1], columns["observations"][1:], rtol=1e-4, atol=1e-5).all(axis=1)
-    broken = np.append(broken, False) & ~(columns["terminated"] | columns["truncated"])
-    count = int(broken.sum())
-    if count > MAX_BROKEN_ROWS * len(broken):
-        raise DatasetError(
-            f"{count} of {len(broken)} rows are not followed by their next_observations "
-            f"({first_rows(broken)}): rows must be in time order, episode after episode; if they are, flag "
-            "each episode's last row"
-        )
-    if count:
-        _warn(
-            f"{count} rows inside an episode are not followed by their next_observations "
-            f"({first_rows(broken)}); the episode was cut there, as truncated"
-        )
-    return broken
-
-
-def _without_truncated_rows(columns: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Drops truncated rows, whose next observation is unknown; returns the columns and the final
-    observations."""
-    terminated, dropped = columns["terminated"], columns["truncated"]
-    followed_by_dropped = np.append(dropped[1:], False)
-    truncated = followed_by_dropped & ~terminated & ~dropped
-    ends = np.flatnonzero(terminated | truncated)
-    # A terminated row's next observation is unknown and without effect (no bootstrap): its own stands in for
-    # it.
-    final_observations = columns["observations"][ends + truncated[ends]]
-    count = int(dropped.sum())
-    if count == 0:
-        return columns, final_observations
-    vanished = count - int(truncated.sum())
-    _warn(
-        f"{count} of {len(dropped)} rows are truncated ends without a next observation and were dropped; "
-        "their observation serves as the final one of the row before"
-        + (f" ({vanished} episodes had no other row)" if vanished else "")
-    )
-    kept = {name: column[~dropped] for name, column in {**columns, "truncated": truncated}.items()}
-    return kept, final_observations
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, DatasetWarning, stacklevel=3)

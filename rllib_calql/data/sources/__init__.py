@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from rllib_calql.data.assemble import assemble
+import numpy as np
+
+from rllib_calql.data.columns import ObservationLayout
 from rllib_calql.data.errors import DatasetError
 from rllib_calql.data.rows import Source
 from rllib_calql.data.transitions import Transitions
@@ -65,11 +67,16 @@ def open_source(uri: str | Path | Source, **options: Any) -> Source:
     return reader(target, **options)
 
 
-def open_dataset(uri: str | Path | Source, **options: Any) -> Transitions:
+def open_dataset(
+    uri: str | Path | Source, *, observations: ObservationLayout | None = None, **options: Any
+) -> Transitions:
     """Opens a dataset: raw rows, in the environment's units.
 
     Args:
         uri: see `open_source`.
+        observations: what becomes of Dict and Tuple observations: "flatten" makes one vector of them, in the
+            order of gymnasium's `flatten`; "keep" keeps them, for other uses than training. By default they are
+            flattened, but left as they are in `Transitions` and in our own Arrow folders.
         **options: see `open_source`.
 
     Raises:
@@ -78,9 +85,15 @@ def open_dataset(uri: str | Path | Source, **options: Any) -> Transitions:
     Warns:
         DatasetWarning: counts rows that were dropped.
     """
+    if observations not in (None, *get_args(ObservationLayout)):
+        raise DatasetError(f"observations must be 'flatten' or 'keep', not {observations!r}")
     source = open_source(uri, **options)
+    if isinstance(source, Transitions) and (
+        observations != "flatten" or isinstance(source.observations, np.ndarray)
+    ):
+        return source
     try:
-        return assemble(source)
+        return Transitions.from_source(source, observations or "flatten")
     except DatasetError as error:
         if not isinstance(uri, (str, Path)) or str(uri) in str(error):
             raise
