@@ -14,10 +14,11 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.policy.policy import Policy
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS
 
-from rllib_calql.checkpoint import checkpoint_weights
+from rllib_calql.checkpoint import Checkpoints, checkpoint_weights
 from rllib_calql.config import CalQLConfig
 from rllib_calql.core.update import CalQLUpdate
-from rllib_calql.dataset import check_capacity, observation_statistics, open_offline_data
+from rllib_calql.data.replay_files import ReplayFiles
+from rllib_calql.dataset import check_capacity, observation_statistics, open_offline_data, without_rows
 from rllib_calql.metrics import RunSummary, WeightedMeans, evaluation_scores, normalized_score
 from rllib_calql.old_stack.policy import CalQLTorchPolicy
 from rllib_calql.old_stack.training import PolicyStack
@@ -27,7 +28,7 @@ from rllib_calql.stack import Episode
 logger = logging.getLogger(__name__)
 
 
-class CalQL(CQL):
+class CalQL(Checkpoints, CQL):
     """Cal-QL (Nakamoto et al., 2023) on RLlib's Policy stack.
 
     A training iteration is `min_train_updates_per_iteration` updates in the offline phase, and one or more
@@ -58,11 +59,13 @@ class CalQL(CQL):
 
     def setup(self, config: AlgorithmConfig) -> None:
         """Builds runners and networks (RLlib), then opens the dataset and checks that it fits."""
+        given = self.config
+        self.config = without_rows(given)
         super().setup(config)
         self.summary = RunSummary()
         self.stack = PolicyStack(self)
         observation_space, action_space = self.stack.spaces
-        offline = open_offline_data(self.config, observation_space, action_space)
+        offline = open_offline_data(given, observation_space, action_space)
         self.local_replay_buffer = CalQLReplayBuffer(
             observation_space.shape[0],
             action_space.shape[0],
@@ -72,6 +75,7 @@ class CalQL(CQL):
             self.config.mixing_ratio,
             self.config.seed,
         )
+        self._replay_files = ReplayFiles(self.local_replay_buffer.replay.online)
         check_capacity(self.config, self.stack.env)
         if offline is not None and self.config.normalize_observations:
             self.stack.load_weights(observation_statistics(offline))
@@ -170,34 +174,6 @@ class CalQL(CQL):
         """Every evaluation runs the same episode seeds, so that a curve shows the policy and not the draw."""
         if self.eval_env_runner_group is not None:
             self.eval_env_runner_group.foreach_env_runner(lambda runner: runner.restart_episodes())
-
-    # ---- state
-
-    def __getstate__(self) -> dict[str, Any]:
-        """RLlib's state, with the run's summary and where every runner stands."""
-        return {**super().__getstate__(), "calql": self._run_state()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Takes over a state; runners that had no counterpart start their own episodes."""
-        super().__setstate__(state)
-        self._weights_to_load = None
-        run_state = state["calql"]
-        self.summary = RunSummary.from_state(run_state["summary"])
-        for name, group in self._runner_groups():
-            states = run_state["runners"].get(name, {})
-
-            def restore(runner: Any, states: dict[int, dict[str, Any]] = states) -> None:
-                if runner.worker_index in states:
-                    runner.set_episode_state(states[runner.worker_index])
-
-            group.foreach_env_runner(restore)
-
-    def _run_state(self) -> dict[str, Any]:
-        runners = {
-            name: dict(group.foreach_env_runner(lambda runner: (runner.worker_index, runner.episode_state())))
-            for name, group in self._runner_groups()
-        }
-        return {"summary": self.summary.get_state(), "runners": runners}
 
     def _runner_groups(self) -> list[tuple[str, EnvRunnerGroup]]:
         groups = [("training", self.env_runner_group), ("evaluation", self.eval_env_runner_group)]

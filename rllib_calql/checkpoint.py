@@ -1,19 +1,260 @@
-"""What is read from a checkpoint without building the algorithm that wrote it."""
+"""Checkpoints: what they hold, how the algorithm writes them and goes on from them.
+
+A checkpoint is a folder of RLlib's own files (config, networks, optimiser; where depends on the API stack) with
+`calql/run.json` (counters, scores, seeds, the dataset's name), `calql/replay/` (the online rows) and a manifest of
+all files, written last. The offline dataset is referenced, never copied.
+"""
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ray.rllib.policy.policy import Policy
+import ray.cloudpickle
+from pyarrow.fs import FileSystem, LocalFileSystem, copy_files
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
+from ray.tune import Checkpoint
+
+from rllib_calql.data import Transitions
+from rllib_calql.data.replay_files import ReplayFiles, share
+from rllib_calql.data.whole import CheckpointError, check_whole, recover, whole_folder
+from rllib_calql.metrics import RunSummary
+
+if TYPE_CHECKING:
+    from rllib_calql.algorithm import CalQL
+    from rllib_calql.config import CalQLConfig
+
+RUN = "calql/run.json"
+REPLAY = "calql/replay"
+_POLICY_STACK_CONFIG = "algorithm_state.pkl"
+
+
+@contextmanager
+def local_checkpoint(path: str | Path | Checkpoint, filesystem: FileSystem | None = None) -> Iterator[Path]:
+    """The local folder of a checkpoint, every file of it checked; downloaded where it is elsewhere.
+
+    Raises:
+        CheckpointError: there is none, or it is not whole.
+    """
+    if isinstance(path, Checkpoint):
+        path, filesystem = path.path, path.filesystem
+    filesystem, location = resolve(path, filesystem)
+    if isinstance(filesystem, LocalFileSystem):
+        folder = recover(location)
+        check_whole(folder)
+        yield folder
+    else:
+        with tempfile.TemporaryDirectory() as copy:
+            copy_files(location, copy, source_filesystem=filesystem)
+            check_whole(copy)
+            yield Path(copy)
+
+
+def resolve(path: str | Path, filesystem: FileSystem | None = None) -> tuple[FileSystem, str]:
+    """The file system of a path or URI, and the path in it."""
+    if filesystem is not None:
+        return filesystem, str(path)
+    if "://" in str(path):
+        return FileSystem.from_uri(str(path))
+    return LocalFileSystem(), str(Path(path).expanduser().absolute())
+
+
+def saved_on_policy_stack(folder: Path) -> bool:
+    """Whether the checkpoint was written on RLlib's Policy stack."""
+    return (folder / _POLICY_STACK_CONFIG).exists()
+
+
+def saved_config(folder: Path) -> tuple[type[CalQL], CalQLConfig]:
+    """The class and the config of the run that a (whole, local) checkpoint is of."""
+    if saved_on_policy_stack(folder):
+        state = _unpickled(folder / _POLICY_STACK_CONFIG)
+        algorithm_class, config = state["algorithm_class"], state["config"]
+    else:
+        state = _unpickled(folder / "class_and_ctor_args.pkl")
+        algorithm_class, config = state["class"], state["ctor_args_and_kwargs"][0][0]
+    return algorithm_class, algorithm_class.get_default_config().from_state(config)
+
+
+def saved_update(folder: Path) -> dict[str, Any]:
+    """The state of the update (`CalQLUpdate.get_state`) in a (whole, local) checkpoint of either API stack."""
+    state = _unpickled(folder / "policies" / DEFAULT_POLICY_ID / "policy_state.pkl")
+    return {**state["update"], "weights": state["weights"]}
 
 
 def checkpoint_weights(path: str) -> dict[str, np.ndarray]:
     """Networks, temperatures and normaliser of a CalQL checkpoint (networks know no other normaliser)."""
-    folder = Path(path).expanduser().resolve()
-    if not folder.is_dir():
-        raise ValueError(f"load_weights_from={path!r} is not the folder of a checkpoint")
-    policies = Policy.from_checkpoint(str(folder), policy_ids=[DEFAULT_POLICY_ID])
-    policy = policies[DEFAULT_POLICY_ID] if isinstance(policies, dict) else policies
-    return policy.get_weights()
+    try:
+        with local_checkpoint(path) as folder:
+            return saved_update(folder)["weights"]
+    except CheckpointError as error:
+        raise CheckpointError(f"load_weights_from={path!r}: {error}") from error
+
+
+def _unpickled(file: Path) -> Any:
+    with file.open("rb") as stream:
+        return ray.cloudpickle.load(stream)
+
+
+class Checkpoints(Algorithm):
+    """The part of the algorithm that saves and restores; RLlib's methods of these names, both API stacks."""
+
+    config: CalQLConfig
+    summary: RunSummary
+    stack: Any
+    _replay_files: ReplayFiles
+    _checkpoint: Path | None = None  # the last one saved or restored; the next one links its files
+    _weights_to_load: str | None
+
+    def save(self, checkpoint_dir: str | None = None) -> Any:
+        """Saves a checkpoint: into Tune's storage where Tune runs this, else into `checkpoint_dir`."""
+        earlier = self._checkpoint
+        result = super().save(checkpoint_dir)
+        folder = Path(result.checkpoint.path)
+        if isinstance(result.checkpoint.filesystem, LocalFileSystem) and folder != self._checkpoint:
+            if earlier is not None:  # Tune has copied the folder, and with it what two checkpoints shared
+                share(folder / REPLAY, earlier / REPLAY)
+            self._lies_in(folder)
+        return result
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Writes everything that a restored run needs; the folder is whole or, if that fails, as it was before.
+
+        Raises:
+            CheckpointError: there are other files in the folder. OSError: no room.
+        """
+        with whole_folder(checkpoint_dir, linked=self._checkpoint) as folder:
+            self.stack.save(folder)
+            self._replay_files.save(folder / REPLAY)
+            (folder / RUN).write_text(json.dumps(self._run_state(), indent=1))
+        self._lies_in(Path(checkpoint_dir).absolute())
+
+    def save_to_path(
+        self,
+        path: str | Path | None = None,
+        *,
+        state: Any = None,
+        filesystem: FileSystem | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """RLlib's other name for `save`; it also takes URIs and file systems.
+
+        Raises:
+            ValueError: a part of the state alone is to be saved.
+        """
+        if state is not None:
+            raise ValueError("a CalQL checkpoint is always of the whole run: leave out `state`")
+        filesystem, location = resolve(path or tempfile.mkdtemp(), filesystem)
+        if isinstance(filesystem, LocalFileSystem):
+            self.save_checkpoint(location)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                self.save_checkpoint(folder)
+                copy_files(folder, location, destination_filesystem=filesystem)
+        return str(path or location)
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Takes over a checkpoint (what `restore` does)."""
+        self.restore_from_path(checkpoint_dir)
+        make_callback(
+            "on_checkpoint_loaded",
+            callbacks_objects=self.callbacks,
+            callbacks_functions=self.config.callbacks_on_checkpoint_loaded,
+            kwargs={"algorithm": self},
+        )
+
+    def restore_from_path(
+        self,
+        path: str | Path,
+        *,
+        component: str | None = None,
+        filesystem: FileSystem | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Goes on where a checkpoint was saved, by either API stack, with these runners and this dataset.
+
+        Raises:
+            CheckpointError: the checkpoint is not whole. DatasetError: it is of a run on other data.
+        """
+        if component is not None:
+            super().restore_from_path(path, component=component, filesystem=filesystem, **kwargs)
+            return
+        with local_checkpoint(path, filesystem) as folder:
+            self._load(folder)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path | Checkpoint,
+        filesystem: FileSystem | None = None,
+        *,
+        input_: str | Path | Transitions | Callable[[], Transitions] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Builds the run that a checkpoint is of, and goes on where it was saved.
+
+        Args:
+            path: folder or URI, or Tune's `Checkpoint`.
+            filesystem: of `path`, where it is not given by a URI.
+            input_: the dataset, where it has been moved or was given in memory; data other than the run's are
+                taken with a warning.
+            **kwargs: refused: to change the config, build it and `restore`.
+
+        Raises:
+            CheckpointError: there is no whole checkpoint. DatasetError: the data are not the run's, or gone.
+        """
+        if kwargs:
+            raise ValueError(
+                f"from_checkpoint does not take {sorted(kwargs)}: to go on under another config, build that one "
+                "and call restore(path)"
+            )
+        with local_checkpoint(path, filesystem) as folder:
+            algorithm_class, config = saved_config(folder)
+            if input_ is not None:
+                config.offline_data(input_=input_)
+            algorithm = algorithm_class(config)
+            algorithm._load(folder, other_data=input_ is not None)
+        return algorithm
+
+    def _load(self, folder: Path, other_data: bool = False) -> None:
+        run = json.loads((folder / RUN).read_text())
+        if saved_on_policy_stack(folder) == (not self.config.enable_rl_module_and_learner):
+            self.stack.load(folder)
+        else:
+            self.stack.load_update(saved_update(folder))
+            self._iteration = run["training_iteration"]
+        self._weights_to_load = None
+        self._replay_files.restore(folder / REPLAY)
+        self.local_replay_buffer.set_state(run["replay"])
+        self.summary = RunSummary.from_state(run["summary"])
+        for name, group in self._runner_groups():
+            states = {int(index): state for index, state in run["runners"].get(name, {}).items()}
+
+            def restore(runner: Any, states: dict[int, dict[str, Any]] = states) -> None:
+                if runner.worker_index in states:
+                    runner.set_episode_state(states[runner.worker_index])
+
+            group.foreach_env_runner(restore)
+        self._lies_in(folder)
+
+    def _lies_in(self, folder: Path) -> None:
+        """Tells where the last checkpoint is: the next one links its files."""
+        self._checkpoint, self._replay_files.folder = folder, folder / REPLAY
+
+    def _run_state(self) -> dict[str, Any]:
+        runners = {
+            name: dict(group.foreach_env_runner(lambda runner: (runner.worker_index, runner.episode_state())))
+            for name, group in self._runner_groups()
+        }
+        return {
+            "training_iteration": self.training_iteration,
+            "summary": self.summary.get_state(),
+            "replay": self.local_replay_buffer.get_state(),
+            "runners": runners,
+        }

@@ -107,7 +107,7 @@ class CalQLConfig(CQLConfig):
         self.lr = None
         self.batch_mode = "complete_episodes"
         self.rollout_fragment_length = 1
-        self.store_buffer_in_checkpoints = True
+        self.store_buffer_in_checkpoints = False  # the replay is stored in files of its own
         self.min_time_s_per_iteration = None
         self.min_train_timesteps_per_iteration = 0
         self.min_sample_timesteps_per_iteration = 0

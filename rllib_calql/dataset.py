@@ -7,7 +7,20 @@ from typing import Any
 import numpy as np
 
 from rllib_calql.config import CalQLConfig
-from rllib_calql.data import Preparation, Transitions, check_fits, open_dataset
+from rllib_calql.data import DatasetError, Preparation, Transitions, check_fits, open_dataset
+
+# Stands in a config for rows that were given in memory: neither env runners nor checkpoints shall carry them.
+IN_MEMORY = "memory://"
+
+
+def without_rows(config: CalQLConfig) -> CalQLConfig:
+    """The config with `IN_MEMORY` in the place of rows given in memory."""
+    if not isinstance(config.input_, Transitions):
+        return config
+    light = config.copy(copy_frozen=False)
+    light.input_ = IN_MEMORY
+    light.freeze()
+    return light
 
 
 def open_offline_data(config: CalQLConfig, observation_space: Any, action_space: Any) -> Transitions | None:
@@ -26,6 +39,11 @@ def open_offline_data(config: CalQLConfig, observation_space: Any, action_space:
         raw = config.input_
     elif callable(config.input_):
         raw = config.input_()
+    elif config.input_ == IN_MEMORY:
+        raise DatasetError(
+            "this run's data were given in memory, and checkpoints do not hold them: go on with "
+            "CalQL.from_checkpoint(path, input_=data)"
+        )
     else:
         raw = open_dataset(config.input_, **options)
     check_fits(raw, observation_space, action_space)

@@ -62,7 +62,7 @@ class CalQLReplayBuffer(ReplayBuffer):
         return to_sample_batch(self.replay.sample(num_items, online=online))
 
     def get_state(self) -> dict[str, Any]:
-        """Online rows and the generator; never the offline rows."""
+        """The sampling's random generator; the rows are kept by `ReplayFiles`."""
         return self.replay.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:

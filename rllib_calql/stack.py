@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -45,6 +46,15 @@ class Stack(Protocol):
 
     def weights(self) -> dict[str, np.ndarray]:
         """Every network, temperature and the normaliser, by name."""
+
+    def save(self, folder: Path) -> None:
+        """Writes RLlib's files of a checkpoint: config, networks, the whole state of the update."""
+
+    def load(self, folder: Path) -> None:
+        """Takes over what `save` wrote, on this runner and all others."""
+
+    def load_update(self, state: Mapping[str, Any]) -> None:
+        """Takes over a `CalQLUpdate`'s state that the other stack saved, on this runner and all others."""
 
     def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Takes over all or some weights; names that are absent keep their values."""

@@ -221,17 +221,17 @@ def test_weights_only_start(pendulum_data: Transitions, tmp_path: Path) -> None:
     second.stop()
     # A restored run needs the first checkpoint no more.
     shutil.rmtree(tmp_path / "first")
-    restored = CalQL.from_checkpoint(str(tmp_path / "second"))
+    restored = CalQL.from_checkpoint(str(tmp_path / "second"), input_=pendulum_data)
     assert restored.train()["calql"]["num_updates"] == 20
     restored.stop()
 
 
 def test_a_checkpoint_to_start_from_must_exist(pendulum_data: Transitions) -> None:
     config = small_config(pendulum_data, 0, load_weights_from="nowhere")
-    with pytest.raises(ValueError, match="load_weights_from='nowhere' is not the folder of a checkpoint"):
+    with pytest.raises(ValueError, match=r"load_weights_from='nowhere': .*nowhere is not the folder of a"):
         config.plan()
     algo = config.build_algo()
-    with pytest.raises(ValueError, match="load_weights_from='nowhere' is not the folder of a checkpoint"):
+    with pytest.raises(ValueError, match=r"load_weights_from='nowhere': .*nowhere is not the folder of a"):
         algo.train()
     algo.stop()
 

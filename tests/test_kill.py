@@ -38,7 +38,7 @@ if what == "kill":
     algo.update.update_targets = die  # in the middle of the next iteration's updates
     algo.train()
 else:
-    algo = CalQL.from_checkpoint(folder)
+    algo = CalQL.from_checkpoint(folder, input_=collect_pendulum(20))
     for _ in range({ITERATIONS - KILLED_AFTER}):
         print("BLOCK", json.dumps(deterministic(algo.train()["calql"])), flush=True)
 """

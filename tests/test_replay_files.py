@@ -122,6 +122,8 @@ def test_a_smaller_store_is_refused(tmp_path: Path) -> None:
     ReplayFiles(filled([7, 7])).save(tmp_path / "1")
     with pytest.raises(ValueError, match="14 online rows, more than online_capacity=13: enlarge it"):
         restored(tmp_path / "1", 13)
+    with pytest.raises(ValueError, match="1 observation and 1 action numbers, the replay 2 and 1"):
+        ReplayFiles(EpisodeStore(100, obs_dim=2, act_dim=1)).restore(tmp_path / "1")
 
 
 @given(

@@ -57,7 +57,7 @@ def test_restored_run_goes_on_bit_equal(
     expected_weights = whole.get_policy().get_weights()
     whole.stop()
 
-    restored = CalQL.from_checkpoint(str(tmp_path))
+    restored = CalQL.from_checkpoint(str(tmp_path), input_=pendulum_data)
     found = [restored.train() for _ in range(3)]
     weights = restored.get_policy().get_weights()
     restored.stop()

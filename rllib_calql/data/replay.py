@@ -125,36 +125,6 @@ class EpisodeStore:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def get_state(self) -> dict[str, Any]:
-        """Copies of the live rows, and the counters."""
-        columns = {**self._rows.view(), **self._episodes.view()}
-        return {
-            "columns": {name: column.copy() for name, column in columns.items()},
-            "num_rows_added": self.num_rows_added,
-            "num_episodes_added": self.num_episodes_added,
-        }
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `get_state` gave; the number of rows must fit this capacity."""
-        columns = state["columns"]
-        if len(columns["rewards"]) > self.capacity:
-            raise ValueError(
-                f"the saved replay holds {len(columns['rewards'])} rows, more than this capacity of "
-                f"{self.capacity}"
-            )
-        shape = (columns["observations"].shape[1], columns["actions"].shape[1])
-        if shape != (self.obs_dim, self.act_dim):
-            raise ValueError(
-                f"the saved replay has {shape[0]} observation and {shape[1]} action numbers, "
-                f"this one {self.obs_dim} and {self.act_dim}"
-            )
-        self.clear()
-        self._rows.append(columns)
-        self._episodes.append(columns)
-        self.num_rows_added = int(state["num_rows_added"])
-        self.num_episodes_added = int(state["num_episodes_added"])
-        self.rows = self._view() if len(self) else None
-
 
 class MixedReplay:
     """Draws batches from fixed offline rows and a growing store of online episodes, with replacement.
@@ -232,12 +202,11 @@ class MixedReplay:
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     def get_state(self) -> dict[str, Any]:
-        """Online rows, counters and the random generator; the offline rows are not part of it."""
-        return {"online": self.online.get_state(), "generator": self._generator.bit_generator.state}
+        """The random generator, in plain numbers; `ReplayFiles` keeps the online rows."""
+        return {"generator": self._generator.bit_generator.state}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `get_state` gave: the next samples are the same (given the same offline rows)."""
-        self.online.set_state(state["online"])
+        """Takes over what `get_state` gave: the next samples are the same, given the same rows."""
         self._generator.bit_generator.state = state["generator"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from gymnasium.spaces import Box
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
+from ray.rllib.utils.checkpoints import get_checkpoint_info
 from ray.rllib.utils.metrics import (
     NUM_AGENT_STEPS_SAMPLED,
     NUM_AGENT_STEPS_TRAINED,
@@ -73,6 +75,22 @@ class PolicyStack:
 
     def training_results(self, figures: Mapping[str, float]) -> dict[str, Any]:
         return {DEFAULT_POLICY_ID: {LEARNER_STATS_KEY: dict(figures)}}
+
+    def save(self, folder: Path) -> None:
+        Algorithm.save_checkpoint(self._algorithm, str(folder))
+
+    def load(self, folder: Path) -> None:
+        state = Algorithm._checkpoint_info_to_algorithm_state(get_checkpoint_info(str(folder)))
+        Algorithm.__setstate__(self._algorithm, state)
+
+    def load_update(self, state: Mapping[str, Any]) -> None:
+        self.update.set_state(state)
+        self._policy.num_grad_updates = self.update.num_updates
+        for runners in (self._algorithm.env_runner_group, self._algorithm.eval_env_runner_group):
+            if runners is not None:
+                runners.sync_weights(
+                    policies=[DEFAULT_POLICY_ID], from_worker_or_learner_group=self._algorithm.env_runner
+                )
 
     def weights(self) -> dict[str, np.ndarray]:
         return self.update.weights()
