@@ -46,11 +46,13 @@ setup(
     extras_require={
         "d4rl": ["d4rl"],
         "export": ["onnx>=1.19,<2", "onnxruntime>=1.23,<2", "onnxscript>=0.5,<0.8"],
-        "minari": ["minari>=0.5,<0.6"],
+        # `hf` is for its downloads.
+        "minari": ["minari[hdf5,hf]>=0.5.4,<0.6"],
         "serve": ["ray[serve]>=2.60,<2.61"],
         "robotics": ["gymnasium-robotics>=1.4.2,<2", "mujoco>=3.2,<4"],
         "dev": [
             "hypothesis>=6.100",
+            "minari[create,hdf5]>=0.5.4,<0.6",
             "mypy>=1.15",
             "pytest>=8",
             "pytest-timeout>=2.3",

@@ -21,7 +21,7 @@ import rllib_calql
 
 ROOT = Path(__file__).resolve().parents[1]
 # Not tested together with the rest: see constraints.txt.
-UNPINNED_EXTRAS = {"d4rl", "minari"}
+UNPINNED_EXTRAS = {"d4rl"}
 
 
 @pytest.fixture

@@ -16,7 +16,11 @@ from rllib_calql.data.transitions import Transitions
 
 # Readers as "module.function" of this package; a function takes what is named here and options as keywords,
 # and returns a Source.
-_SCHEMES = {"d4rl": "d4rl.open_task", "pointmaze": "pointmaze.open"}  # SCHEME://NAME: the name
+_SCHEMES = {  # SCHEME://NAME: the name
+    "d4rl": "d4rl.open_task",
+    "minari": "minari.open_named",
+    "pointmaze": "pointmaze.open",
+}
 _SUFFIXES = {  # files and globs: the path
     ".hdf5": "d4rl.open",
     ".h5": "d4rl.open",
@@ -27,6 +31,9 @@ _SUFFIXES = {  # files and globs: the path
     ".feather": "tables.open",
 }
 _FOLDERS = {  # folders that hold such a file (glob), the first that fits: the path
+    "data/metadata.json": "minari.open",
+    "main_data.hdf5": "minari.open",
+    "0/metadata.json": "minari.open",
     "**/*.parquet": "tables.open",
     "**/*.pq": "tables.open",
     "**/*.arrow": "tables.open",
@@ -34,8 +41,8 @@ _FOLDERS = {  # folders that hold such a file (glob), the first that fits: the p
     "**/*.feather": "tables.open",
 }
 UNDERSTOOD = (
-    "d4rl://NAME, pointmaze://NAME, the path of a .hdf5 or .h5 file in D4RL's layout, or Parquet, Arrow and "
-    "Feather files (a path, a glob or a folder)"
+    "d4rl://NAME, minari://NAME, pointmaze://NAME, the path of a .hdf5 or .h5 file in D4RL's layout, of a Minari "
+    "dataset's folder, or of Parquet, Arrow and Feather files (a path, a glob or a folder)"
 )
 
 
@@ -43,11 +50,12 @@ def open_source(uri: str | Path | Source, **options: Any) -> Source:
     """Finds the reader of a dataset; reads no rows yet.
 
     Args:
-        uri: `d4rl://NAME` (D4RL's cache folder, else downloaded), `pointmaze://NAME` (made on first use), the
-            path of an HDF5 file in D4RL's flat layout, the path, glob or folder of Parquet, Arrow or Feather
-            files, or a `Source` (`Transitions` are one), returned as it is.
+        uri: `d4rl://NAME` (D4RL's cache folder, else downloaded), `minari://NAME` (Minari's folder, else
+            downloaded), `pointmaze://NAME` (made on first use), the path of an HDF5 file in D4RL's flat layout,
+            the folder of a Minari dataset, the path, glob or folder of Parquet, Arrow or Feather files, or a
+            `Source` (`Transitions` are one), returned as it is.
         **options: what the reader takes, see `sources.d4rl.open`, `sources.d4rl.open_task`,
-            `sources.pointmaze.open`, `sources.tables.open`.
+            `sources.minari.open`, `sources.minari.open_named`, `sources.pointmaze.open`, `sources.tables.open`.
 
     Raises:
         DatasetError: unknown kind of URI or option, or nothing that can be read is there.

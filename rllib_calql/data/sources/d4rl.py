@@ -189,6 +189,8 @@ def _columns(file: h5py.File, rewards: str) -> dict[str, h5py.Dataset]:
 def _column(file: h5py.File, name: str, one_number: bool = False) -> h5py.Dataset:
     column = find(file, name)
     if not isinstance(column, h5py.Dataset):
+        if "episode_0" in file:
+            raise DatasetError("this is a file of Minari: give the folder of the dataset")
         raise DatasetError(f"there is no column {name!r}; the file has: {', '.join(names(file)) or 'none'}")
     check_numbers(column, name)
     shape = column.shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -63,6 +64,34 @@ def check_numbers(dataset: h5py.Dataset, name: str) -> None:
     if dataset.dtype.kind not in "fiub":
         raise DatasetError(f"{name!r} holds {dataset.dtype}, and only numbers are read: convert it to numbers")
     check_storage(dataset, name)
+
+
+def check_group(file: h5py.File, name: str) -> None:
+    """Checks all that lies below a group, for a reader that takes everything there.
+
+    Numbers, texts and lists of bytes (encoded images) may be there, each once.
+
+    Raises:
+        DatasetError: the group is missing, or something below it is a link or must not be read.
+    """
+    seen: set[Any] = set()
+    todo = [name]
+    while todo:
+        path = todo.pop()
+        item = find(file, path)
+        if item is None:
+            raise DatasetError(f"there is no {path!r}")
+        address = h5py.h5o.get_info(item.id).addr
+        if address in seen:
+            raise DatasetError(f"{path!r} is another name of something in {name!r}: copy the data instead")
+        seen.add(address)
+        if isinstance(item, h5py.Group):
+            todo += [f"{path}/{key}" for key in item]
+        elif isinstance(item, h5py.Dataset):
+            element = h5py.check_vlen_dtype(item.dtype)
+            if h5py.check_string_dtype(item.dtype) is None and element != np.uint8:
+                check_numbers(item, path)
+            check_storage(item, path)
 
 
 def check_storage(dataset: h5py.Dataset, name: str) -> None:

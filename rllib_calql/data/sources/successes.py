@@ -57,3 +57,13 @@ def up_to_successes(chunks: Iterable[Rows], success_reward: float) -> Iterator[R
             DatasetWarning,
             stacklevel=2,
         )
+
+
+def at_successes(rows: Rows, success: np.ndarray) -> Rows:
+    """Ends one logged episode at each of its successful rows, `success` (n,) bool, and keeps what follows.
+
+    A successful row right after another one is dropped: there the task was solved before it began.
+    """
+    begun_solved = success & np.append(False, success[:-1])
+    ended = replace(rows, terminated=rows.terminated | success, truncated=rows.truncated & ~success)
+    return ended.take(~begun_solved)
