@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-import tree
 from gymnasium.spaces import Box
 from typer.testing import CliRunner, Result
 
@@ -19,31 +16,12 @@ from rllib_calql.data import DatasetError
 from rllib_calql.data import summary as summary_module
 from rllib_calql.data.rows import Metadata, Rows
 from rllib_calql.data.summary import Summary, summarise
+from tests.chunks import Chunks, flags
 from tests.shared import shared_path
 
 
 def calql(*args: str | Path) -> Result:
     return CliRunner().invoke(app, [str(arg) for arg in args])
-
-
-class Chunks:
-    """Rows in memory, cut at the given places."""
-
-    def __init__(self, rows: Rows, cuts: list[int], metadata: Metadata | None = None) -> None:
-        self.metadata, self._rows, self._cuts = metadata or Metadata(), rows, [0, *cuts, len(rows)]
-
-    def chunks(self) -> Iterator[Rows]:
-        columns: Any = vars(self._rows)
-        for piece in map(slice, self._cuts[:-1], self._cuts[1:]):
-            yield Rows(
-                **tree.map_structure(lambda leaf, rows=piece: None if leaf is None else leaf[rows], columns)
-            )
-
-
-def flags(num_rows: int, *rows: int) -> np.ndarray:
-    found = np.zeros(num_rows, bool)
-    found[list(rows)] = True
-    return found
 
 
 # Three episodes (rows 0-2 reach the goal, 3 fails, 4-6 reach it), then two rows without an end.

@@ -38,6 +38,44 @@ def info(ctx: typer.Context, options: InfoOptions) -> None:
         data_info.run(options.uri, reader, as_json=options.json, plot=options.plot, gamma=options.gamma)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(ReadOptions):
+    env: Annotated[str | None, typer.Option("--env", "-e", help="Gymnasium id; `module:id` imports first.")] = None
+    env_config: Annotated[str, typer.Option(help="JSON or YAML mapping: arguments of the environment.")] = "{}"
+    config: Annotated[
+        str,
+        typer.Option(
+            "--config",
+            "-c",
+            help="JSON or YAML mapping: the settings you will train with, of gamma, reward_scale, reward_bias, "
+            "sparse_failure_reward, truncation_mode.",
+        ),
+    ] = "{}"
+    replay: Annotated[int, typer.Option(min=0, help="How many transitions to try in the environment.")] = 250
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+
+
+@data_app.command("check")
+@takes(CheckOptions)
+def check(ctx: typer.Context, options: CheckOptions) -> None:
+    """Tell whether a dataset fits an environment, and whether its calibration bound is sound.
+
+    Exit code 0: nothing speaks against training. 1: a warning. 2: wrong usage.
+    """
+    with plain_errors(options):
+        from rllib_calql.cli import data_check
+
+        data_check.run(
+            options.uri,
+            parse_mapping(options.input_config, "--input-config"),
+            options.env,
+            parse_mapping(options.env_config, "--env-config"),
+            parse_mapping(options.config, "--config"),
+            num_replayed=options.replay,
+            as_json=options.json,
+        )
+
+
 @data_app.callback()
 def data() -> None:
     """Look at datasets, check them, convert and record them."""

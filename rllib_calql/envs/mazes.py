@@ -18,7 +18,7 @@ import numpy as np
 from rllib_calql.envs.layouts import Cell, Frame, Layout, MazeMap, check_cell, default_map
 
 
-class _Maze(gym.Env[np.ndarray, np.ndarray]):
+class Maze(gym.Env[np.ndarray, np.ndarray]):
     """What both mazes share: the task in the layout's frame around gymnasium-robotics' simulation.
 
     The simulation always lives in gymnasium's frame. For D4RL's frame the rows of the map are reversed before
@@ -76,6 +76,7 @@ class _Maze(gym.Env[np.ndarray, np.ndarray]):
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
 
     _KEYS: ClassVar[tuple[str, ...]]
+    _ROBOT: ClassVar[str]  # the simulation's name of it
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -115,6 +116,20 @@ class _Maze(gym.Env[np.ndarray, np.ndarray]):
         success = bool(distance <= self.goal_radius)
         return self._flatten(parts), float(success), success, False, {"success": success}
 
+    def restore(self, observation: np.ndarray) -> np.ndarray:
+        """Puts the robot where an observation says, joints and velocities; returns what is observed there."""
+        state = np.array(observation, np.float64)
+        state[:2] += self._origin
+        joints = self._robot.model.nq
+        self._robot.set_state(state[:joints], state[joints:])
+        observed = self._robot._get_obs()
+        return self._flatten(self._simulation._get_obs(observed[0] if isinstance(observed, tuple) else observed))
+
+    @property
+    def _robot(self) -> Any:
+        """gymnasium-robotics' ant or ball, without the maze's task."""
+        return getattr(self._simulation, self._ROBOT)
+
     def _flatten(self, parts: dict[str, np.ndarray]) -> np.ndarray:
         flat = np.concatenate([parts[key] for key in self._KEYS])
         flat[:2] -= self._origin
@@ -129,7 +144,7 @@ class _Maze(gym.Env[np.ndarray, np.ndarray]):
         self._simulation.close()
 
 
-class AntMaze(_Maze):
+class AntMaze(Maze):
     """An 8-joint ant walks to the goal: 29 numbers, position first, then joints and velocities.
 
     Args:
@@ -151,6 +166,7 @@ class AntMaze(_Maze):
     """
 
     _KEYS = ("achieved_goal", "observation")
+    _ROBOT = "ant_env"
 
     def __init__(
         self,
@@ -184,7 +200,7 @@ class AntMaze(_Maze):
             include_cfrc_ext_in_observation=False,
         )
         # gymnasium-robotics passes 0 on to the ant and offers no argument for it.
-        self._simulation.ant_env._reset_noise_scale = reset_noise_scale
+        self._robot._reset_noise_scale = reset_noise_scale
         if (dynamics or frame) == "d4rl":
             model = self._simulation.model
             model.opt.timestep = 0.02
@@ -192,7 +208,7 @@ class AntMaze(_Maze):
             model.geom_solimp[:, :3] = (0.8, 0.8, 0.01)
 
 
-class PointMaze(_Maze):
+class PointMaze(Maze):
     """A force-actuated ball rolls to the goal: 4 numbers, x, y and their velocities.
 
     The goal is the same in every episode, so it is not part of the observation. Arguments as `AntMaze`'s, in
@@ -204,6 +220,7 @@ class PointMaze(_Maze):
     """
 
     _KEYS = ("observation",)
+    _ROBOT = "point_env"
 
     def __init__(
         self,
@@ -235,7 +252,7 @@ class PointMaze(_Maze):
             render_mode=render_mode,
         )
         # gymnasium-robotics offers no argument for it.
-        self.frame_skip = self._simulation.point_env.frame_skip = frame_skip
+        self.frame_skip = self._robot.frame_skip = frame_skip
 
 
 def _robotics(robot: str) -> Any:

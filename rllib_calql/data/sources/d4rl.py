@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -95,6 +95,16 @@ class D4RLFile:
         """All rows; see `Source`."""
         rows = self._rows()
         return rows if self.success_reward is None else up_to_successes(rows, self.success_reward)
+
+    def joints(self, rows: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]] | None:
+        """MuJoCo's positions and velocities at these rows, where the file logs `infos/qpos` and `infos/qvel`."""
+        if self.success_reward is not None:  # these rows have other numbers than the file's
+            return None
+        with open_hdf5(self.path) as file:
+            positions, velocities = find(file, "infos/qpos"), find(file, "infos/qvel")
+            if not (isinstance(positions, h5py.Dataset) and isinstance(velocities, h5py.Dataset)):
+                return None
+            return [(positions[row], velocities[row]) for row in rows]
 
     def _rows(self) -> Iterator[Rows]:
         with open_hdf5(self.path) as file:
