@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import yaml
 from ray.rllib.algorithms.ppo import PPO
+from ray.tune.schedulers import ASHAScheduler
 from typer.testing import CliRunner, Result
 
 from rllib_calql import CalQLConfig
-from rllib_calql.cli import experiments, progress, train
+from rllib_calql.cli import experiments, progress, search, train
 from rllib_calql.cli.common import UserError
 from rllib_calql.cli.options import REFUSED, TrainFileOptions, TrainOptions
 from rllib_calql.cli.rllib import app
@@ -299,6 +300,43 @@ def test_every_grid_point_is_checked() -> None:
         list(experiments.variants("x", changed()))
 
 
+def test_search_spaces_and_schedulers_of_a_file(tmp_path: Path) -> None:
+    text = """
+        x:
+            run: CalQL
+            scheduler: ASHA
+            scheduler_config: {metric: calql/normalized_score, mode: max, max_t: 9}
+            config:
+                actor_lr: {loguniform: [1e-4, 1e-2]}
+                critic_lr: {uniform: [0, 1]}
+                tau: {grid_search: [0.1, 0.2]}
+                q_model_config: {fcnet_hiddens: {choice: [[8], [8, 8]]}, fcnet_activation: tanh}
+    """
+    spec = from_yaml(tmp_path, text, set_=["critic_lr={choice: [0.5]}"])["x"]
+    config = spec["config"]
+    rates = [config["actor_lr"].sample() for _ in range(50)]
+    assert 1e-4 <= min(rates) < 1e-3 < max(rates) <= 1e-2
+    assert config["critic_lr"].sample() == 0.5
+    assert config["tau"] == {"grid_search": [0.1, 0.2]}
+    assert config["q_model_config"]["fcnet_hiddens"].sample() in ([8], [8, 8])
+    assert isinstance(search.make_scheduler(spec["scheduler"], spec["scheduler_config"]), ASHAScheduler)
+    pbt = {"hyperparam_mutations": {"tau": {"choice": [0.5]}}, "metric": "m", "mode": "max"}
+    mutations = search.make_scheduler("pbt", pbt)._hyperparam_mutations
+    assert mutations["tau"].sample() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ("{uniform: 3}", "config.tau: uniform takes a list, not 3"),
+        ("{uniform: [1, 2, 3]}", "config.tau: uniform does not take [1, 2, 3]"),
+        ("{loguniform: [0, 1]}", "config.tau: loguniform does not take [0, 1]"),
+    ],
+)
+def test_unusable_search_spaces_are_refused(small: Path, space: str, message: str) -> None:
+    assert message in refused(rllib("train", "file", small, "--set", f"tau={space}"))
+
+
 def test_trial_larger_than_the_machine_is_refused() -> None:
     (variant,) = experiments.variants("x", changed({"env": "E", "num_env_runners": 3}))
     train.refuse_too_large([variant], {"CPU": 4.0})
@@ -309,9 +347,9 @@ def test_trial_larger_than_the_machine_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--scheduler", "best"], "--scheduler best is none of"),
+        (["--scheduler", "best"], "scheduler best is none of"),
         (["--scheduler-config", "{max_t: 3}"], "fifo has no ['max_t']"),
-        (["--scheduler", "async_hyperband", "--scheduler-config", "{mode: up}"], "--scheduler-config: "),
+        (["--scheduler", "async_hyperband", "--scheduler-config", "{mode: up}"], "scheduler_config: "),
         (["--wandb-key", "k"], "need --wandb-project"),
     ],
 )

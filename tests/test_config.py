@@ -18,6 +18,8 @@ from ray.tune.search.variant_generator import generate_variants
 
 from rllib_calql import CalQL, CalQLConfig
 from rllib_calql.checks import SUPERSEDED
+from rllib_calql.cli import experiments
+from rllib_calql.cli.options import TrainFileOptions
 from rllib_calql.core import UpdateConfig
 from rllib_calql.data import Transitions
 
@@ -584,14 +586,13 @@ def test_notes_of_tune_are_no_settings() -> None:
 def test_tuned_configs_validate(path: Path | None) -> None:
     if path is None:
         pytest.skip("no tuned configs yet")
-    experiments = yaml.safe_load(path.read_text())
-    assert experiments
-    for experiment in experiments.values():
-        assert experiment["run"] == "CalQL"
-        for _, resolved in generate_variants(experiment["config"]):
-            config = CalQLConfig().environment(experiment["env"]).update_from_dict(resolved)
-            config.validate()
-            assert isinstance(config.input_, str)
+    specs = experiments.from_file(TrainFileOptions(config_file=str(path)))
+    assert specs
+    for name, spec in specs.items():
+        assert spec["run"] == "CalQL"
+        for variant in experiments.variants(name, spec):
+            assert isinstance(variant.config, CalQLConfig)
+            assert isinstance(variant.config.input_, str)
 
 
 def test_antmaze_settings_are_the_papers() -> None:

@@ -38,6 +38,28 @@ def export(ctx: typer.Context, options: ExportOptions) -> None:
         export.run(options.checkpoint, options.format, options.out)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(DebugOptions):
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="Folder of a Tune run, such as ~/ray_results/NAME.")
+    ]
+    metric: Annotated[str, typer.Option(help="Result to compare by, slashes where nested.")] = (
+        "calql/normalized_score"
+    )
+    mode: Annotated[str, typer.Option(help="Whether the metric is to be large (max) or small (min).")] = "max"
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="Where the files go; FOLDER by default.")] = None
+
+
+@app.command("sweep")
+@takes(SweepOptions)
+def sweep(ctx: typer.Context, options: SweepOptions) -> None:
+    """Compare the trials of a Tune run: best settings, table, curves as PNG, CSV and JSON."""
+    with plain_errors(options):
+        from rllib_calql.cli import sweep
+
+        sweep.run(options.folder, options.metric, options.mode, options.out)
+
+
 def main() -> None:
     app(prog_name="calql")
 

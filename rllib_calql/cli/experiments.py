@@ -24,6 +24,7 @@ from ray.tune.search.variant_generator import generate_variants
 from rllib_calql import CalQL
 from rllib_calql.cli.common import UserError, parse_mapping, parse_yaml
 from rllib_calql.cli.options import REFUSED, TrainAlgorithmOptions, TrainFileOptions, TrainOptions
+from rllib_calql.cli.search import is_written_space, with_spaces
 
 Spec = dict[str, Any]
 
@@ -36,12 +37,18 @@ _REFUSED_KEYS = {
     "upload_dir": "write storage_path",
     "resources_per_trial": REFUSED["--resources-per-trial"],
 }
-_ALLOWED_KEYS = ({"env"} | set(inspect.signature(Experiment).parameters)) - set(_REFUSED_KEYS) - {"name"}
+# Not Tune's own: these count for the whole file, as `time_budget_s` does.
+SCHEDULING = ("scheduler", "scheduler_config")
+_ALLOWED_KEYS = (
+    ({"env", *SCHEDULING} | set(inspect.signature(Experiment).parameters)) - set(_REFUSED_KEYS) - {"name"}
+)
 
 
 def merged(base: Any, change: Any) -> Any:
-    """`change` laid over `base`: mappings key by key, anything else (and a grid search) replaced whole."""
-    if not (isinstance(base, dict) and isinstance(change, dict)) or "grid_search" in base | change:
+    """`change` laid over `base`: mappings key by key, anything else (and a search space) replaced whole."""
+    if not (isinstance(base, dict) and isinstance(change, dict)):
+        return change
+    if is_written_space(base) or is_written_space(change):
         return change
     return base | {key: merged(base.get(key), value) for key, value in change.items()}
 
@@ -168,7 +175,11 @@ def override(name: str, spec: Spec, options: TrainOptions) -> Spec:
     if options.vv or options.v:
         config["log_level"] = "DEBUG" if options.vv else "INFO"
     _absolute_input(config)
-    spec["config"] = config
+    spec["config"] = with_spaces(config)
+    if options.scheduler is not None:
+        spec["scheduler"] = options.scheduler
+    if options.scheduler_config is not None:
+        spec["scheduler_config"] = parse_mapping(options.scheduler_config, "--scheduler-config")
 
     if options.stop is not None:
         spec["stop"] = parse_mapping(options.stop, "--stop")

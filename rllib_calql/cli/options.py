@@ -117,10 +117,12 @@ class TrainOptions(LogOptions):
         bool,
         typer.Option("--resume/--no-resume", help="Go on with an earlier run of this name, as it was set up."),
     ] = False
-    scheduler: Annotated[str, typer.Option(help="Tune's trial scheduler, such as async_hyperband.")] = "FIFO"
-    scheduler_config: Annotated[str, typer.Option(help="JSON or YAML mapping with the scheduler's arguments.")] = (
-        "{}"
-    )
+    scheduler: Annotated[
+        str | None, typer.Option(help="Tune's trial scheduler, such as async_hyperband (ASHA); FIFO by default.")
+    ] = None
+    scheduler_config: Annotated[
+        str | None, typer.Option(help="JSON or YAML mapping with the scheduler's arguments.")
+    ] = None
     wandb_key: Annotated[str | None, typer.Option(help="Weights & Biases API key.")] = None
     wandb_project: Annotated[str | None, typer.Option(help="Log to this Weights & Biases project.")] = None
     wandb_run_name: Annotated[str | None, typer.Option(help="Name of the Weights & Biases run.")] = None

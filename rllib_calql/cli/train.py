@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import inspect
 import logging
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,15 +14,15 @@ import typer
 from ray.cluster_utils import Cluster
 from ray.tune import run_experiments
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import SCHEDULER_IMPORT, TrialScheduler, create_scheduler
 from rich.console import Console
 from rich.table import Table
 
 from rllib_calql import CalQLConfig
-from rllib_calql.cli.common import UserError, parse_mapping
-from rllib_calql.cli.experiments import Spec, Variant, variants
+from rllib_calql.cli.common import UserError
+from rllib_calql.cli.experiments import SCHEDULING, Spec, Variant, variants
 from rllib_calql.cli.options import TrainOptions
 from rllib_calql.cli.progress import ProgressBars, progress_display
+from rllib_calql.cli.search import make_scheduler
 
 
 def run(experiments: dict[str, Spec], options: TrainOptions) -> None:
@@ -33,10 +32,16 @@ def run(experiments: dict[str, Spec], options: TrainOptions) -> None:
         UserError: the command line or file asks for something that does not exist.
         typer.Exit: code 1 where a trial failed, 130 where training was interrupted.
     """
-    budgets = {spec.get("time_budget_s") for spec in experiments.values()}
-    if len(budgets) > 1:
-        raise UserError(f"time_budget_s counts for the whole file, but its experiments differ: {budgets}")
-    trial_scheduler = scheduler(options)
+    for key in ("time_budget_s", *SCHEDULING):
+        values = [spec.get(key) for spec in experiments.values()]
+        if any(value != values[0] for value in values):
+            raise UserError(f"{key} counts for the whole file, but its experiments differ: {values}")
+    one = next(iter(experiments.values()))
+    scheduler = make_scheduler(one.get("scheduler", "fifo"), one.get("scheduler_config", {}))
+    experiments = {
+        name: {key: value for key, value in spec.items() if key not in SCHEDULING}
+        for name, spec in experiments.items()
+    }
     callbacks = loggers(options)
     checked = [variant for name, spec in experiments.items() for variant in variants(name, spec)]
     for variant in checked:
@@ -63,7 +68,7 @@ def run(experiments: dict[str, Spec], options: TrainOptions) -> None:
                 callbacks.append(ProgressBars(display.enter_context(progress_display())))
             trials = run_experiments(
                 experiments,
-                scheduler=trial_scheduler,
+                scheduler=scheduler,
                 resume=options.resume,
                 verbose=verbose,
                 callbacks=callbacks,
@@ -75,21 +80,6 @@ def run(experiments: dict[str, Spec], options: TrainOptions) -> None:
 
 
 # ---- before ------------------------------------------------------------------------------------------------
-
-
-def scheduler(options: TrainOptions) -> TrialScheduler:
-    """Tune's scheduler by name; unlike Tune's own `create_scheduler`, unknown arguments are refused."""
-    name, arguments = options.scheduler.lower(), parse_mapping(options.scheduler_config, "--scheduler-config")
-    if name not in SCHEDULER_IMPORT:
-        raise UserError(f"--scheduler {options.scheduler} is none of {sorted(SCHEDULER_IMPORT)}")
-    kind = SCHEDULER_IMPORT[name]
-    known = inspect.signature(kind() if inspect.isfunction(kind) else kind).parameters
-    if unknown := arguments.keys() - known.keys():
-        raise UserError(f"--scheduler-config: {name} has no {sorted(unknown)}; known are {sorted(known)}")
-    try:
-        return create_scheduler(name, **arguments)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"--scheduler-config: {error}") from error
 
 
 def loggers(options: TrainOptions) -> list[Any]:

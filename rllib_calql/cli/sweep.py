@@ -1,0 +1,208 @@
+"""`calql sweep`: what came out of a folder of Tune trials, finished or not. Reads files only; needs no Ray."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from rllib_calql.cli.common import UserError
+
+# Files that Tune writes into a trial's folder.
+PARAMETERS, RESULTS, FAILURE = "params.json", "result.json", "error.txt"
+PROGRESS = ("calql.num_updates", "training_iteration")  # the first that results have is the curves' axis
+MANY = 12  # curves that a legend can name
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluated training iteration."""
+
+    iteration: int
+    progress: float
+    phase: str
+    score: float
+
+
+@dataclass(frozen=True)
+class SweepTrial:
+    """A trial as its folder tells; `config` is flat, with dots in the names of nested settings."""
+
+    name: str
+    status: str
+    iterations: int
+    config: dict[str, Any]
+    curve: list[Point]
+
+    @property
+    def last(self) -> float | None:
+        """The score of the last evaluation."""
+        return self.curve[-1].score if self.curve else None
+
+
+def run(folder: str, metric: str, mode: str, out: str | None) -> None:
+    """Prints trials and the best config; writes sweep.png, sweep.csv and sweep.json.
+
+    Raises:
+        UserError: no trials there, none with this metric, or no such mode.
+    """
+    if mode not in ("max", "min"):
+        raise UserError(f"--mode {mode}: max or min")
+    source = Path(folder).expanduser()
+    trials = ranked(read_trials(source, metric.replace("/", ".")), mode)
+    best = trials[0]
+    if best.last is None:
+        raise UserError(f"no result of the {len(trials)} trials below {folder} has the number {metric}")
+    varied = differing(trial.config for trial in trials)
+    console = Console()
+    console.print(table(trials, varied, metric, mode))
+    settings = [f"--set {shlex.quote(f'{name}={json.dumps(best.config[name])}')}" for name in varied]
+    typer.echo(f"best: {best.name} ({best.status}), {metric} {best.last:.4g}")
+    typer.echo(" ".join(settings) or "no setting differs between trials")
+    target = Path(out).expanduser() if out else source
+    target.mkdir(parents=True, exist_ok=True)
+    draw(trials, varied, metric, target / "sweep.png")
+    write_csv(trials, metric, target / "sweep.csv")
+    document = {
+        "metric": metric,
+        "mode": mode,
+        "best": {name: best.config[name] for name in varied},
+        "trials": [
+            {**asdict(trial), "last": trial.last, "config": {name: trial.config.get(name) for name in varied}}
+            for trial in trials
+        ],
+    }
+    (target / "sweep.json").write_text(json.dumps(document, indent=1) + "\n")
+    typer.echo(f"wrote {target}/sweep.png, sweep.csv, sweep.json")
+
+
+# ---- reading -----------------------------------------------------------------------------------------------
+
+
+def read_trials(folder: Path, metric: str) -> list[SweepTrial]:
+    """Every trial below the folder; `metric` with dots where results are nested."""
+    found = sorted(folder.rglob(PARAMETERS))
+    if not found:
+        raise UserError(f"there is no trial of a Tune run below {folder}")
+    return [_read_trial(path.parent, metric) for path in found]
+
+
+def _read_trial(folder: Path, metric: str) -> SweepTrial:
+    config = json.loads((folder / PARAMETERS).read_text())
+    curve: dict[int, Point] = {}
+    last: Mapping[str, Any] = {}
+    for row in _rows(folder / RESULTS):
+        last, config = row, row.get("config", config)  # population based training changes it on the way
+        flat = dict(_flat(row))
+        iteration = int(row["training_iteration"])
+        score = flat.get(metric)
+        if isinstance(score, int | float) and math.isfinite(score):
+            progress = next(float(flat[name]) for name in PROGRESS if name in flat)
+            # A restored trial repeats iterations: the later ones count.
+            curve[iteration] = Point(iteration, progress, flat.get("calql.phase", ""), float(score))
+    if last.get("done"):
+        status = "ended"
+    elif (folder / FAILURE).is_file():
+        status = "failed"
+    else:
+        status = "unfinished" if last else "no result"
+    points = [curve[iteration] for iteration in sorted(curve)]
+    iterations = int(last.get("training_iteration", 0))
+    name = re.search(r"[0-9a-f]+_\d{5}(?=_\d)", folder.name)  # Tune's id of the trial
+    return SweepTrial(name[0] if name else folder.name, status, iterations, dict(_flat(config)), points)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The results of a trial; a line that was being written when the process died is left out."""
+    if not path.is_file():
+        return
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        yield row
+
+
+def _flat(mapping: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            yield from ((f"{name}.{inner}", leaf) for inner, leaf in _flat(value))
+        else:
+            yield name, value
+
+
+# ---- comparing ---------------------------------------------------------------------------------------------
+
+
+def ranked(trials: Iterable[SweepTrial], mode: str) -> list[SweepTrial]:
+    """Best last score first; trials without one at the end."""
+    sign = -1.0 if mode == "max" else 1.0
+    return sorted(trials, key=lambda trial: math.inf if trial.last is None else sign * trial.last)
+
+
+def differing(configs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names of the settings that are not the same everywhere."""
+    configs = list(configs)
+    names = sorted({name for config in configs for name in config if not name.startswith("__")})
+    return [name for name in names if any(config.get(name) != configs[0].get(name) for config in configs)]
+
+
+# ---- showing -----------------------------------------------------------------------------------------------
+
+
+def table(trials: list[SweepTrial], varied: list[str], metric: str, mode: str) -> Table:
+    """A row per trial, best first."""
+    result = Table(title=metric, box=None)
+    for column in ("trial", "status", "iterations", "last", mode, *(name.split(".")[-1] for name in varied)):
+        result.add_column(column, overflow="fold")
+    for trial in trials:
+        scores = [point.score for point in trial.curve]
+        cells = [short(trial.last), short(max(scores) if mode == "max" else min(scores))] if scores else ["-", "-"]
+        settings = [short(trial.config.get(name)) for name in varied]
+        result.add_row(trial.name, trial.status, str(trial.iterations), *cells, *settings)
+    return result
+
+
+def short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def draw(trials: list[SweepTrial], varied: list[str], metric: str, path: Path) -> None:
+    """A curve per trial, the best drawn bold, and where the online phase begins."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    for rank, trial in enumerate(trials):
+        label = ", ".join(f"{name.split('.')[-1]} {short(trial.config.get(name))}" for name in varied)
+        x, y = [point.progress for point in trial.curve], [point.score for point in trial.curve]
+        style: dict[str, Any] = {"linewidth": 2.5} if rank == 0 else {"linewidth": 1.0, "alpha": 0.7}
+        axes.plot(x, y, marker=".", label=label if rank < MANY else None, **style)
+    offline = [[point.progress for point in trial.curve if point.phase == "offline"] for trial in trials]
+    for switch in {max(progress) for progress in offline if progress}:
+        axes.axvline(switch, color="black", linestyle="--", linewidth=0.5)
+    axes.set(xlabel="updates (dashed: the switch)" if any(offline) else "iterations", ylabel=metric)
+    axes.grid(alpha=0.3)
+    if varied:
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def write_csv(trials: list[SweepTrial], metric: str, path: Path) -> None:
+    """A row per trial and evaluation."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["trial", "iteration", "progress", "phase", metric])
+        for trial in trials:
+            for point in trial.curve:
+                writer.writerow([trial.name, point.iteration, point.progress, point.phase, point.score])
