@@ -188,10 +188,14 @@ def draw(trials: list[SweepTrial], varied: list[str], metric: str, path: Path) -
         x, y = [point.progress for point in trial.curve], [point.score for point in trial.curve]
         style: dict[str, Any] = {"linewidth": 2.5} if rank == 0 else {"linewidth": 1.0, "alpha": 0.7}
         axes.plot(x, y, marker=".", label=label if rank < MANY else None, **style)
-    offline = [[point.progress for point in trial.curve if point.phase == "offline"] for trial in trials]
-    for switch in {max(progress) for progress in offline if progress}:
+    switched = [trial.curve for trial in trials if any(point.phase == "online" for point in trial.curve)]
+    switches = {max((p.progress for p in curve if p.phase == "offline"), default=0.0) for curve in switched}
+    for switch in switches:
         axes.axvline(switch, color="black", linestyle="--", linewidth=0.5)
-    axes.set(xlabel="updates (dashed: the switch)" if any(offline) else "iterations", ylabel=metric)
+    phases = any(point.phase for trial in trials for point in trial.curve)
+    axes.set(
+        xlabel=f"updates{' (dashed: the switch)' * bool(switches)}" if phases else "iterations", ylabel=metric
+    )
     axes.grid(alpha=0.3)
     if varied:
         axes.legend(fontsize="small")
