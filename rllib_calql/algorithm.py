@@ -18,7 +18,7 @@ from rllib_calql.checkpoint import Checkpoints, checkpoint_weights
 from rllib_calql.config import CalQLConfig
 from rllib_calql.core.update import CalQLUpdate
 from rllib_calql.data.replay_files import ReplayFiles
-from rllib_calql.dataset import check_capacity, observation_statistics, open_offline_data, without_rows
+from rllib_calql.dataset import check_capacity, observation_statistics, open_offline_data, reference, without_rows
 from rllib_calql.metrics import RunSummary, WeightedMeans, evaluation_scores, normalized_score
 from rllib_calql.old_stack.policy import CalQLTorchPolicy
 from rllib_calql.old_stack.training import PolicyStack
@@ -66,6 +66,7 @@ class CalQL(Checkpoints, CQL):
         self.stack = PolicyStack(self)
         observation_space, action_space = self.stack.spaces
         offline = open_offline_data(given, observation_space, action_space)
+        self.dataset = reference(self.config, offline)
         self.local_replay_buffer = CalQLReplayBuffer(
             observation_space.shape[0],
             action_space.shape[0],
@@ -95,8 +96,17 @@ class CalQL(Checkpoints, CQL):
     @property
     def complete(self) -> bool:
         """Whether both phases have run to their ends."""
-        online_done = self.summary.num_online_env_steps >= self.config.num_online_env_steps
-        return self.phase == "online" and online_done
+        return self.phase == "online" and self._collected and self._num_earned == 0
+
+    @property
+    def _collected(self) -> bool:
+        return self.summary.num_online_env_steps >= self.config.num_online_env_steps
+
+    @property
+    def _num_earned(self) -> int:
+        """Online updates that the steps collected so far have earned, and that are still to be done."""
+        earned = math.floor(self.summary.num_online_env_steps * self.config.utd_ratio)
+        return self.config.num_offline_updates + earned - self.stack.num_updates
 
     # ---- training
 
@@ -126,10 +136,13 @@ class CalQL(Checkpoints, CQL):
         if not online:
             left = self.config.num_offline_updates - self.stack.num_updates
             self._learn(min(left, self.config.min_train_updates_per_iteration), online)
-        while online and self._steps < self.config.min_env_steps_per_iteration and not self.complete:
+        if online:
+            self._learn(self._num_earned, online)  # by episodes that a checkpoint has waited for
+        while online and self._steps < self.config.min_env_steps_per_iteration and not self._collected:
             self._collect()
-            earned = math.floor(self.summary.num_online_env_steps * self.config.utd_ratio)
-            self._learn(self.config.num_offline_updates + earned - self.stack.num_updates, online)
+            if self.config.overlap_sampling and not self._collected:
+                self.stack.request()
+            self._learn(self._num_earned, online)
         self._figures = self._means.result()
         if num_updates := self.stack.num_updates - updates_before:
             self._figures["updates_per_second"] = num_updates / self._seconds
@@ -155,6 +168,11 @@ class CalQL(Checkpoints, CQL):
         seconds = time.perf_counter() - start
         self._means.add({"env_steps_per_second": steps / seconds}, seconds)
 
+    def take_in_requested(self) -> None:
+        """Waits for the episodes that are being collected; the updates they earn follow in the next iteration."""
+        if self.stack.requested:
+            self._collect()
+
     def _training_score(self, episode: Episode) -> float:
         if self.config.score_range is None:
             return float(episode.succeeded)
@@ -174,6 +192,24 @@ class CalQL(Checkpoints, CQL):
         """Every evaluation runs the same episode seeds, so that a curve shows the policy and not the draw."""
         if self.eval_env_runner_group is not None:
             self.eval_env_runner_group.foreach_env_runner(lambda runner: runner.restart_episodes())
+
+    # ---- runners
+
+    def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
+        """Brings back runners that have died (RLlib); those of the training phase begin new episodes."""
+        restored = super().restore_env_runners(env_runner_group)
+        if restored and env_runner_group is self.env_runner_group:
+            number = self.summary.num_online_env_steps
+            env_runner_group.foreach_env_runner(
+                lambda runner: runner.begin_other_episodes(number),
+                local_env_runner=False,
+                remote_worker_ids=restored,
+            )
+        return restored
+
+    def _remote_worker_ids_for_metrics(self) -> list[int]:
+        """None: metrics come with the episodes, and a runner that is collecting is not to be waited for."""
+        return []
 
     def _runner_groups(self) -> list[tuple[str, EnvRunnerGroup]]:
         groups = [("training", self.env_runner_group), ("evaluation", self.eval_env_runner_group)]

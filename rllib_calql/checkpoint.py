@@ -11,6 +11,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,10 @@ from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
 from ray.tune import Checkpoint
 
-from rllib_calql.data import Transitions
+from rllib_calql.data import DatasetError, Transitions
 from rllib_calql.data.replay_files import ReplayFiles, share
 from rllib_calql.data.whole import CheckpointError, check_whole, recover, whole_folder
+from rllib_calql.dataset import check_same_data
 from rllib_calql.metrics import RunSummary
 
 if TYPE_CHECKING:
@@ -97,6 +99,14 @@ def checkpoint_weights(path: str) -> dict[str, np.ndarray]:
         raise CheckpointError(f"load_weights_from={path!r}: {error}") from error
 
 
+def _set_episodes(states: dict[int, dict[str, Any]], number: int, runner: Any) -> None:
+    """Lets a runner go on with its episodes; one without a counterpart begins others than any had."""
+    if runner.worker_index in states:
+        runner.set_episode_state(states[runner.worker_index])
+    else:
+        runner.begin_other_episodes(number)
+
+
 def _unpickled(file: Path) -> Any:
     with file.open("rb") as stream:
         return ray.cloudpickle.load(stream)
@@ -106,6 +116,7 @@ class Checkpoints(Algorithm):
     """The part of the algorithm that saves and restores; RLlib's methods of these names, both API stacks."""
 
     config: CalQLConfig
+    dataset: dict[str, str] | None  # name and fingerprint
     summary: RunSummary
     stack: Any
     _replay_files: ReplayFiles
@@ -129,6 +140,7 @@ class Checkpoints(Algorithm):
         Raises:
             CheckpointError: there are other files in the folder. OSError: no room.
         """
+        self.take_in_requested()
         with whole_folder(checkpoint_dir, linked=self._checkpoint) as folder:
             self.stack.save(folder)
             self._replay_files.save(folder / REPLAY)
@@ -218,29 +230,34 @@ class Checkpoints(Algorithm):
             algorithm_class, config = saved_config(folder)
             if input_ is not None:
                 config.offline_data(input_=input_)
-            algorithm = algorithm_class(config)
+            try:
+                algorithm = algorithm_class(config)
+            except DatasetError as error:
+                if input_ is not None:
+                    raise
+                raise DatasetError(
+                    f"{error} (data that have moved or were in memory: from_checkpoint(path, input_=...))"
+                ) from error
             algorithm._load(folder, other_data=input_ is not None)
         return algorithm
 
     def _load(self, folder: Path, other_data: bool = False) -> None:
         run = json.loads((folder / RUN).read_text())
+        check_same_data(run["dataset"], self.dataset, other_data)
         if saved_on_policy_stack(folder) == (not self.config.enable_rl_module_and_learner):
             self.stack.load(folder)
         else:
             self.stack.load_update(saved_update(folder))
             self._iteration = run["training_iteration"]
+        if self.stack.requested:
+            self.stack.collect()  # under other weights, for another run
         self._weights_to_load = None
         self._replay_files.restore(folder / REPLAY)
         self.local_replay_buffer.set_state(run["replay"])
         self.summary = RunSummary.from_state(run["summary"])
         for name, group in self._runner_groups():
             states = {int(index): state for index, state in run["runners"].get(name, {}).items()}
-
-            def restore(runner: Any, states: dict[int, dict[str, Any]] = states) -> None:
-                if runner.worker_index in states:
-                    runner.set_episode_state(states[runner.worker_index])
-
-            group.foreach_env_runner(restore)
+            group.foreach_env_runner(partial(_set_episodes, states, self.summary.num_online_env_steps))
         self._lies_in(folder)
 
     def _lies_in(self, folder: Path) -> None:
@@ -254,6 +271,7 @@ class Checkpoints(Algorithm):
         }
         return {
             "training_iteration": self.training_iteration,
+            "dataset": self.dataset,
             "summary": self.summary.get_state(),
             "replay": self.local_replay_buffer.get_state(),
             "runners": runners,

@@ -161,6 +161,7 @@ _FLOATS = (
     "clip_diff_max",
 )
 _BOOLS = (
+    "overlap_sampling",
     "normalize_observations",
     "critic_layer_norm",
     "orthogonal_init",

@@ -57,6 +57,7 @@ class CalQLConfig(CQLConfig):
         self.num_online_env_steps = 1_000_000
         self.min_train_updates_per_iteration = 1000
         self.min_env_steps_per_iteration = 1
+        self.overlap_sampling = False
         self.utd_ratio = 1.0
         self.mixing_ratio: float | list[list[float]] = 0.5
         self.online_capacity = 1_000_000
@@ -120,6 +121,7 @@ class CalQLConfig(CQLConfig):
         num_online_env_steps: int = NotProvided,
         min_train_updates_per_iteration: int = NotProvided,
         min_env_steps_per_iteration: int = NotProvided,
+        overlap_sampling: bool = NotProvided,
         utd_ratio: float = NotProvided,
         mixing_ratio: float | Sequence[Sequence[float]] = NotProvided,
         online_capacity: int = NotProvided,
@@ -161,6 +163,9 @@ class CalQLConfig(CQLConfig):
             min_train_updates_per_iteration: Updates of a training iteration in the offline phase.
             min_env_steps_per_iteration: Environment steps of an online iteration at the least. It is made of
                 rounds: whole episodes, one per env runner or more, then the updates they earn.
+            overlap_sampling: Let remote env runners collect the next round's episodes during the updates of
+                this one, under the weights from before them. Counters and `utd_ratio` stay exact; a checkpoint
+                waits for the episodes that are being collected, and holds them.
             utd_ratio: Updates per online environment step.
             mixing_ratio: Share of offline rows in an online batch: a number in [0, 1]; -1 for their share of
                 all rows seen so far; or a schedule [[env_steps, ratio], ...], linear between points.
@@ -363,6 +368,8 @@ class CalQLConfig(CQLConfig):
                 "the online phase needs an environment: set environment(...), or num_online_env_steps=0 to end "
                 "after pre-training"
             )
+        if self.overlap_sampling and self.num_env_runners == 0 and not self.in_evaluation:
+            raise ValueError("overlap_sampling=True needs remote env runners: set num_env_runners to 1 or more")
         path = self.load_weights_from
         if path is not None and not isinstance(path, (str, Path)):
             raise ValueError(f"load_weights_from must be the path of a checkpoint, not {path!r}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 
 from rllib_calql.config import CalQLConfig
-from rllib_calql.data import DatasetError, Preparation, Transitions, check_fits, open_dataset
+from rllib_calql.data import DatasetError, DatasetWarning, Preparation, Transitions, check_fits, open_dataset
 
 # Stands in a config for rows that were given in memory: neither env runners nor checkpoints shall carry them.
 IN_MEMORY = "memory://"
@@ -41,8 +42,7 @@ def open_offline_data(config: CalQLConfig, observation_space: Any, action_space:
         raw = config.input_()
     elif config.input_ == IN_MEMORY:
         raise DatasetError(
-            "this run's data were given in memory, and checkpoints do not hold them: go on with "
-            "CalQL.from_checkpoint(path, input_=data)"
+            "this run's data were given in memory, and checkpoints do not hold them: give them again"
         )
     else:
         raw = open_dataset(config.input_, **options)
@@ -50,6 +50,34 @@ def open_offline_data(config: CalQLConfig, observation_space: Any, action_space:
     bounds = {} if normalized else {"action_low": action_space.low, "action_high": action_space.high}
     prepared: Preparation = config.preparation(**bounds)
     return prepared(raw)
+
+
+def reference(config: CalQLConfig, data: Transitions | None) -> dict[str, str] | None:
+    """What a checkpoint keeps of the dataset: its name and its fingerprint."""
+    return None if data is None else {"input": str(config.input_), "fingerprint": data.fingerprint}
+
+
+def check_same_data(saved: dict[str, str] | None, here: dict[str, str] | None, other_data: bool) -> None:
+    """Compares the dataset of a checkpoint with the one that is here (`reference`s).
+
+    Raises:
+        DatasetError: they differ, and `other_data` is not expected.
+
+    Warns:
+        DatasetWarning: they differ, as expected.
+    """
+
+    def name(data: dict[str, str] | None) -> str:
+        return "no dataset" if data is None else f"{data['input']} (fingerprint {data['fingerprint']})"
+
+    if (saved and saved["fingerprint"]) == (here and here["fingerprint"]):
+        return
+    difference = f"the checkpoint is of a run on {name(saved)}, and here is {name(here)}"
+    if not other_data:
+        raise DatasetError(
+            f"{difference}: use the same data, or CalQL.from_checkpoint(path, input_=...) to go on with others"
+        )
+    warnings.warn(f"{difference}: going on with these", DatasetWarning, stacklevel=4)
 
 
 def observation_statistics(data: Transitions) -> dict[str, np.ndarray]:

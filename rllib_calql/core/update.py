@@ -370,9 +370,10 @@ class CalQLUpdate:
         for name in ("log_alpha", "log_alpha_prime", "obs_mean", "obs_std"):
             yield name, getattr(self, name).detach()
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """Every network, temperature and the normaliser as numpy copies, by name."""
-        return {name: tensor.cpu().numpy().copy() for name, tensor in self._tensors()}
+    def weights(self, prefixes: tuple[str, ...] = ("",)) -> dict[str, np.ndarray]:
+        """Every network, temperature and the normaliser as numpy copies, by name; or those that begin so."""
+        tensors = self._tensors()
+        return {name: tensor.cpu().numpy().copy() for name, tensor in tensors if name.startswith(prefixes)}
 
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:

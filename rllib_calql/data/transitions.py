@@ -106,6 +106,10 @@ class Transitions:
         view.__dict__.update({"mc_returns": None, "metadata": Metadata(), "action_scaling": None, **columns})
         return view
 
+    def __deepcopy__(self, memo: Any) -> Self:
+        """Itself, for it is never written to: RLlib copies a config, and the data in it, many times over."""
+        return self
+
     def changed(self, **columns: Any) -> Self:
         """The same rows with other columns, which are known to be right: no check, no copy."""
         names = self.__dataclass_fields__

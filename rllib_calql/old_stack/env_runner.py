@@ -14,6 +14,7 @@ from ray.rllib.evaluation.sampler import SyncSampler
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
 
 from rllib_calql.envs.success import SuccessWrapper
+from rllib_calql.runners import other_entropy
 
 
 class CalQLRolloutWorker(RolloutWorker):
@@ -56,6 +57,10 @@ class CalQLRolloutWorker(RolloutWorker):
         kept, self._kept_metrics = self._kept_metrics, []
         return kept + super().get_metrics()
 
+    def add_metrics(self, metrics: list[Any]) -> None:
+        """Takes other runners' metrics, to be given with its own."""
+        self._kept_metrics += metrics
+
     def restart_episodes(self) -> None:
         """Counts episodes from the first again."""
         self._drop_pending_episode()
@@ -94,6 +99,10 @@ class CalQLRolloutWorker(RolloutWorker):
         """Goes on where `episode_state` was taken."""
         self._drop_pending_episode()
         self._episode_entropy, self._next_episode = state["entropy"], state["next_episode"]
+
+    def begin_other_episodes(self, number: int) -> None:
+        """Begins episodes that neither this runner nor the one it replaces has had; others for each number."""
+        self.set_episode_state({"entropy": other_entropy(self._episode_entropy, number), "next_episode": 0})
 
     def get_weights(self, policies: Any = None, inference_only: bool = False) -> dict[str, Any]:
         """Weights by policy; `inference_only` leaves the critics out."""

@@ -149,7 +149,7 @@ class CalQLTorchPolicy(CQLTorchPolicy):
 
     def inference_weights(self) -> dict[str, np.ndarray]:
         """Only what acting needs."""
-        return {k: v for k, v in self.update.weights().items() if k.startswith(INFERENCE_WEIGHTS)}
+        return self.update.weights(INFERENCE_WEIGHTS)
 
     def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Takes over all or some weights; what is absent stays."""

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Box
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
 from ray.rllib.utils.checkpoints import get_checkpoint_info
 from ray.rllib.utils.metrics import (
@@ -24,6 +23,7 @@ from rllib_calql.core.update import CalQLUpdate
 from rllib_calql.data.transitions import Batch
 from rllib_calql.envs.success import EPISODE_SUCCESS
 from rllib_calql.replay_buffer import episode_of, split_episodes
+from rllib_calql.runners import Runners
 from rllib_calql.stack import Episode
 
 
@@ -32,6 +32,7 @@ class PolicyStack:
 
     def __init__(self, algorithm: Algorithm) -> None:
         self._algorithm = algorithm
+        self._runners = Runners(algorithm, _sample)
 
     @property
     def _policy(self) -> Any:
@@ -63,15 +64,25 @@ class PolicyStack:
         self._algorithm._counters[NUM_AGENT_STEPS_TRAINED] += num_rows
         return figures
 
+    def request(self) -> None:
+        self._algorithm.env_runner_group.sync_weights(policies=[DEFAULT_POLICY_ID], inference_only=True)
+        self._runners.ask()
+
+    @property
+    def requested(self) -> bool:
+        return self._runners.num_asked > 0
+
     def collect(self) -> list[Episode]:
-        runners = self._algorithm.env_runner_group
-        if runners.num_remote_workers() > 0:
-            runners.sync_weights(policies=[DEFAULT_POLICY_ID], inference_only=True)
-        batch = synchronous_parallel_sample(worker_set=runners)
-        steps = batch.env_steps()
+        if self._runners.remote and not self.requested:
+            self.request()
+        results = self._runners.results()
+        for _, metrics in results:  # RLlib asks the local runner for them
+            self._algorithm.env_runner.add_metrics(metrics)
+        parts = [part for batch, _ in results for part in split_episodes(batch)]
+        steps = sum(part.env_steps() for part in parts)
         self._algorithm._counters[NUM_ENV_STEPS_SAMPLED] += steps
         self._algorithm._counters[NUM_AGENT_STEPS_SAMPLED] += steps
-        return [Episode(episode_of(part), bool(part[EPISODE_SUCCESS][0])) for part in split_episodes(batch)]
+        return [Episode(episode_of(part), bool(part[EPISODE_SUCCESS][0])) for part in parts]
 
     def training_results(self, figures: Mapping[str, float]) -> dict[str, Any]:
         return {DEFAULT_POLICY_ID: {LEARNER_STATS_KEY: dict(figures)}}
@@ -97,3 +108,7 @@ class PolicyStack:
 
     def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         self.update.load_weights(weights)
+
+
+def _sample(runner: Any) -> tuple[Any, list[Any]]:
+    return runner.sample(), runner.get_metrics()

@@ -1,0 +1,70 @@
+"""Episodes from env runners: asked for, waited for, and asked for again where runners have died."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+
+logger = logging.getLogger(__name__)
+_TAG = "collect"
+
+
+class Runners:
+    """The training runners of an algorithm, each of which answers `collect(runner)`."""
+
+    def __init__(self, algorithm: Algorithm, collect: Callable[[Any], Any]) -> None:
+        self._algorithm, self._collect = algorithm, collect
+        self.num_asked = 0  # runners that are collecting for us now
+
+    @property
+    def _group(self) -> EnvRunnerGroup:
+        return self._algorithm.env_runner_group
+
+    @property
+    def remote(self) -> bool:
+        """Whether the episodes come from other processes than this one."""
+        return self._group.num_remote_env_runners() > 0
+
+    def ask(self) -> None:
+        """Lets every living remote runner collect, and does not wait for it."""
+        self.num_asked = self._group.foreach_env_runner_async(self._collect, tag=_TAG)
+
+    def results(self) -> list[Any]:
+        """What the runners have been asked for, in their order; they are asked now if they have not been.
+
+        Results of runners that die are missing (RLlib restarts them before the next iteration); where all have
+        died, this waits for the first that comes back.
+
+        Raises:
+            RuntimeError: none comes back within `env_runner_restore_timeout_s`, or they are not to be restarted.
+        """
+        if not self.remote:
+            return [self._collect(self._group.local_env_runner)]
+        config = self._algorithm.config
+        give_up = time.monotonic() + config.env_runner_restore_timeout_s
+        while True:
+            if self.num_asked == 0:
+                self.ask()
+            found = self._group.fetch_ready_async_reqs(tags=_TAG, timeout_seconds=None)
+            self.num_asked = 0
+            if found:
+                return [result for _, result in sorted(found, key=lambda item: item[0])]
+            if not config.restart_failed_env_runners or time.monotonic() > give_up:
+                raise RuntimeError(
+                    "all env runners have died: their own errors are above; restart_failed_env_runners=True "
+                    "brings them back"
+                )
+            logger.warning("all env runners have died: waiting for one to come back")
+            if not self._algorithm.restore_env_runners(self._group):
+                time.sleep(1.0)
+
+
+def other_entropy(entropy: int, number: int) -> int:
+    """Entropy for new episodes of a runner that has begun with `entropy` before: none of the old come again."""
+    return int(np.random.SeedSequence([entropy, number]).generate_state(1, np.uint64)[0])

@@ -1,0 +1,124 @@
+"""Env runners: overlapped sampling, runners killed with SIGKILL, seeds that never come twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rllib_calql import CalQL, CalQLConfig
+from rllib_calql.data import Transitions
+from tests.test_resume import deterministic, small_config
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def config_of(data: Transitions, num_env_runners: int = 1, **training: Any) -> CalQLConfig:
+    config = small_config(data, num_env_runners, num_offline_updates=5, **training)
+    return config.evaluation(evaluation_interval=None)
+
+
+def first_observations(algo: CalQL) -> np.ndarray:
+    """(episodes, obs_dim): where the online episodes have begun."""
+    rows = algo.local_replay_buffer.replay.online.rows
+    assert rows is not None
+    return rows.observations[np.append(0, rows.episode_ends[:-1] + 1)]
+
+
+def kill(runners: Any, index: int) -> None:
+    """SIGKILL to a runner's process; waits until it is gone."""
+    (pid,) = runners.foreach_env_runner(
+        lambda runner: os.getpid(), remote_worker_ids=[index], local_env_runner=False
+    )
+    os.kill(pid, signal.SIGKILL)
+    while Path(f"/proc/{pid}").exists():
+        time.sleep(0.05)
+
+
+def test_overlapped_sampling_keeps_every_count(pendulum_data: Transitions, tmp_path: Path) -> None:
+    config = config_of(
+        pendulum_data, 2, overlap_sampling=True, num_online_env_steps=400, min_env_steps_per_iteration=200
+    )
+    algo = config.build_algo()
+    assert algo.train()["calql"]["num_updates"] == 5
+    result = algo.train()
+    block = result["calql"]
+    assert (block["num_online_env_steps"], block["num_online_episodes"], block["num_updates"]) == (200, 4, 45)
+    assert result["env_runners"]["episodes_this_iter"] == 4
+    assert algo.stack.requested
+    # a checkpoint waits for the episodes in flight, holds them, and the updates they earn come first
+    algo.save(str(tmp_path / "checkpoint"))
+    assert not algo.stack.requested
+    assert len(algo.local_replay_buffer) == 300
+    block = algo.train()["calql"]
+    assert (block["num_online_env_steps"], block["num_updates"]) == (400, 85)
+    assert algo.complete
+    assert not algo.stack.requested
+    starts = first_observations(algo)
+    assert len(np.unique(starts, axis=0)) == 8
+    algo.stop()
+    restored = CalQL.from_checkpoint(tmp_path / "checkpoint", input_=pendulum_data)
+    assert deterministic(restored.train()["calql"]) == deterministic(block)
+    np.testing.assert_array_equal(first_observations(restored), starts)
+    restored.stop()
+
+
+@pytest.mark.slow
+def test_the_policy_of_overlapped_episodes_is_one_round_older(pendulum_data: Transitions) -> None:
+    """With a single round, both ways collect under the same weights and learn the same."""
+    blocks = []
+    for overlap in (False, True):
+        algo = config_of(pendulum_data, overlap_sampling=overlap, num_online_env_steps=50).build_algo()
+        algo.train()
+        blocks.append(deterministic(algo.train()["calql"]))
+        assert algo.complete
+        algo.stop()
+    assert blocks[0] == blocks[1]
+
+
+def test_overlap_needs_remote_runners(pendulum_data: Transitions) -> None:
+    with pytest.raises(ValueError, match="overlap_sampling=True needs remote env runners: set num_env_runners"):
+        config_of(pendulum_data, 0, overlap_sampling=True).validate()
+
+
+def test_a_killed_runner_comes_back_with_new_episodes(pendulum_data: Transitions) -> None:
+    algo = config_of(pendulum_data, 2).build_algo()
+    algo.train()
+    assert algo.train()["calql"]["num_online_env_steps"] == 100
+    kill(algo.env_runner_group, 1)
+    steps = [algo.train()["calql"]["num_online_env_steps"] for _ in range(3)]
+    assert steps[0] in (150, 200)  # with or without the killed one's episode
+    assert steps[2] - steps[1] == 100  # both are there again
+    assert algo.env_runner_group.num_healthy_remote_workers() == 2
+    assert len(np.unique(first_observations(algo), axis=0)) == steps[2] // 50
+    algo.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_only_runner_killed_is_waited_for(pendulum_data: Transitions, overlap: bool) -> None:
+    algo = config_of(pendulum_data, overlap_sampling=overlap).build_algo()
+    algo.train()
+    algo.train()
+    kill(algo.env_runner_group, 1)
+    for steps in (100, 150):
+        block = algo.train()["calql"]
+        assert block["num_online_env_steps"] == steps
+        assert block["num_updates"] == 5 + steps // 5
+    assert len(np.unique(first_observations(algo), axis=0)) == 3
+    algo.stop()
+
+
+@pytest.mark.slow
+def test_runners_that_are_not_to_be_restarted_end_the_run_with_their_error(pendulum_data: Transitions) -> None:
+    algo = config_of(pendulum_data).fault_tolerance(restart_failed_env_runners=False).build_algo()
+    algo.train()
+    kill(algo.env_runner_group, 1)
+    with pytest.raises(Exception, match=r"ActorDied|died unexpectedly|all env runners have died"):
+        algo.train()
+    algo.stop()
