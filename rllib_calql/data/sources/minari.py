@@ -217,7 +217,9 @@ def _rows(episode: Any, steps: int | None, end_at_success: bool) -> Rows:
             "Arrow and Parquet storage): record it as HDF5, data_format='hdf5'"
         )
     observations, actions = _columns("observations", episode.observations, n + 1), episode.actions
-    terminated, truncated = (np.array(flags, dtype=bool) for flags in (episode.terminations, episode.truncations))
+    terminated, truncated = (
+        np.array(flags, dtype=bool).reshape(n) for flags in (episode.terminations, episode.truncations)
+    )
     if n:
         truncated[-1] |= not terminated[-1]
     rows = Rows(
@@ -228,7 +230,7 @@ def _rows(episode: Any, steps: int | None, end_at_success: bool) -> Rows:
         truncated=truncated,
         next_observations=tree.map_structure(lambda leaf: leaf[1:], observations),
     )
-    return at_successes(rows, _successes(episode, n)) if end_at_success else rows
+    return at_successes(rows, _successes(episode, n)) if end_at_success and n else rows
 
 
 def _columns(name: str, column: Any, length: int) -> Tree:
