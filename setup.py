@@ -36,6 +36,9 @@ setup(
         "numpy>=2.0,<3",
         "pyarrow>=17,<27",
         "h5py>=3.11,<4",
+        # RLlib's own logs: packed columns, and episodes.
+        "lz4>=4,<5",
+        "msgpack>=1,<2",
         "scipy>=1.13,<2",
         "pyyaml>=6,<7",
         "typer>=0.16,<1",
@@ -53,6 +56,8 @@ setup(
         "dev": [
             "hypothesis>=6.100",
             "minari[create,hdf5]>=0.5.4,<0.6",
+            # With it Ray writes logs of whole episodes.
+            "msgpack-numpy>=0.4.8,<0.5",
             "mypy>=1.15",
             "pytest>=8",
             "pytest-timeout>=2.3",

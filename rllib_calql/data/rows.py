@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 import gymnasium as gym
@@ -87,3 +87,39 @@ class OneChunk:
 def rows_per_chunk(bytes_per_row: int) -> int:
     """How many rows of so many bytes make a chunk; at least one."""
     return max(1, CHUNK_BYTES // max(1, bytes_per_row))
+
+
+def cut_off(rows: Rows) -> Rows:
+    """The same rows, the last one ending its episode."""
+    truncated = rows.truncated.copy()
+    truncated[-1] |= not rows.terminated[-1]
+    return replace(rows, truncated=truncated)
+
+
+def join(parts: Sequence[Rows]) -> Rows:
+    """One after the other; `parts` have the same structure."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = [vars(part) for part in parts]
+    return Rows(
+        **tree.map_structure(lambda *leaves: None if leaves[0] is None else np.concatenate(leaves), *columns)
+    )
+
+
+def gather(chunks: Iterator[Rows]) -> Iterator[Rows]:
+    """The same rows in chunks of a good size: small ones (a file may hold a single step) are put together."""
+    waiting: list[Rows] = []
+    size = 0
+    for rows in chunks:
+        num_bytes = sum(leaf.nbytes for leaf in tree.flatten(vars(rows)) if leaf is not None)
+        if waiting and size + num_bytes > CHUNK_BYTES // 8:
+            yield join(waiting)
+            waiting, size = [], 0
+        if num_bytes > CHUNK_BYTES:
+            step = rows_per_chunk(num_bytes // len(rows))
+            yield from (rows.take(slice(start, start + step)) for start in range(0, len(rows), step))
+        else:
+            waiting.append(rows)
+            size += num_bytes
+    if waiting:
+        yield join(waiting)

@@ -29,6 +29,7 @@ _SUFFIXES = {  # files and globs: the path
     ".arrow": "tables.open",
     ".ipc": "tables.open",
     ".feather": "tables.open",
+    ".json": "rllib_logs.open_json",
 }
 _FOLDERS = {  # folders that hold such a file (glob), the first that fits: the path
     "data/metadata.json": "minari.open",
@@ -39,10 +40,12 @@ _FOLDERS = {  # folders that hold such a file (glob), the first that fits: the p
     "**/*.arrow": "tables.open",
     "**/*.ipc": "tables.open",
     "**/*.feather": "tables.open",
+    "**/*.json": "rllib_logs.open_json",
 }
 UNDERSTOOD = (
     "d4rl://NAME, minari://NAME, pointmaze://NAME, the path of a .hdf5 or .h5 file in D4RL's layout, of a Minari "
-    "dataset's folder, or of Parquet, Arrow and Feather files (a path, a glob or a folder)"
+    "dataset's folder, or of Parquet, Arrow and Feather files or RLlib's logs (.json, .parquet): a file, a glob or a "
+    "folder"
 )
 
 
@@ -52,10 +55,11 @@ def open_source(uri: str | Path | Source, **options: Any) -> Source:
     Args:
         uri: `d4rl://NAME` (D4RL's cache folder, else downloaded), `minari://NAME` (Minari's folder, else
             downloaded), `pointmaze://NAME` (made on first use), the path of an HDF5 file in D4RL's flat layout,
-            the folder of a Minari dataset, the path, glob or folder of Parquet, Arrow or Feather files, or a
-            `Source` (`Transitions` are one), returned as it is.
+            the folder of a Minari dataset, the path, glob or folder of Parquet, Arrow or Feather files or of
+            RLlib's logs (.json, .parquet), or a `Source` (`Transitions` are one), returned as it is.
         **options: what the reader takes, see `sources.d4rl.open`, `sources.d4rl.open_task`,
-            `sources.minari.open`, `sources.minari.open_named`, `sources.pointmaze.open`, `sources.tables.open`.
+            `sources.minari.open`, `sources.minari.open_named`, `sources.pointmaze.open`, `sources.tables.open`,
+            `sources.rllib_logs.open_json`.
 
     Raises:
         DatasetError: unknown kind of URI or option, or nothing that can be read is there.

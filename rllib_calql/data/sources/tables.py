@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 import tree
 
 from rllib_calql.data.errors import DatasetError
-from rllib_calql.data.rows import Metadata, Rows, Source
+from rllib_calql.data.rows import Metadata, Rows, Source, cut_off, gather
+from rllib_calql.data.sources import rllib_logs
 from rllib_calql.data.sources.arrow_files import SUFFIXES, batches, read_schema
 from rllib_calql.data.sources.files import data_files
 from rllib_calql.data.sources.table_columns import VECTORS, Chosen, TableBatch, choose_columns, columns_of
@@ -25,6 +26,7 @@ def open(
     *,
     columns: Mapping[str, str | Sequence[str]] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    allow_pickle: bool = False,
 ) -> Source:
     """A table, or many of the same columns read one after the other.
 
@@ -42,6 +44,8 @@ def open(
             list of columns that make up a vector: `{"observations": ["x", "y", "speed"]}`. The keys and the
             names tried by default are in `table_columns.NAMES`.
         shapes: shape of one row where a column has its numbers flat: `{"observations": (84, 84, 3)}`.
+        allow_pickle: for RLlib's own logs, which are recognised (see `rllib_logs.open_parquet`); tables are not
+            pickled.
 
     Raises:
         DatasetError: nothing to read, a column is missing or not usable (with file, column and row), or nothing
@@ -49,6 +53,10 @@ def open(
     """
     files = data_files(path, SUFFIXES)
     schema, _ = read_schema(files[0])
+    if rllib_logs.is_log(schema) and columns is None and shapes is None:
+        return rllib_logs.open_parquet(files, schema, allow_pickle)
+    if allow_pickle:
+        raise DatasetError(f"{files[0]} is no log of RLlib and holds no pickles: leave out allow_pickle")
     chosen = choose_columns(schema, columns or {}, files[0])
     for role in shapes or {}:
         if role not in VECTORS:
@@ -71,13 +79,17 @@ class Tables:
 
     def chunks(self) -> Iterator[Rows]:
         """All rows, file after file."""
+        return gather(self._closed())
+
+    def _closed(self) -> Iterator[Rows]:
+        """Rows with the ends that ids and step numbers tell."""
         held: Rows | None = None  # its last row ends an episode if the next row begins one
         for rows, begins in self._pieces():
             if held is not None:
-                yield _end(held) if begins else held
+                yield cut_off(held) if begins else held
             held = rows
         if held is not None:
-            yield _end(held) if "episode_id" in self.columns or "step" in self.columns else held
+            yield cut_off(held) if "episode_id" in self.columns or "step" in self.columns else held
 
     def _pieces(self) -> Iterator[tuple[Rows, bool]]:
         """Rows, and whether the first of them is known to begin an episode."""
@@ -167,13 +179,6 @@ def _rows(reader: TableBatch, starts: np.ndarray) -> Rows:
         truncated=truncated | (np.append(starts[1:], False) & ~terminated),
         next_observations=reader.vectors("next_observations") if "next_observations" in reader.columns else None,
     )
-
-
-def _end(rows: Rows) -> Rows:
-    """The same rows, the last one ending its episode."""
-    truncated = rows.truncated.copy()
-    truncated[-1] |= not rows.terminated[-1]
-    return replace(rows, truncated=truncated)
 
 
 def _layout(rows: Rows) -> dict[str, Any]:
