@@ -122,7 +122,7 @@ def written(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Call
 @pytest.mark.parametrize("name", LOGS)
 def test_logs_of_ray(written: Callable[[str], tuple[Path, Any]], name: str) -> None:
     folder, episodes = written(name)
-    options = {"allow_pickle": True} if "packed" in name else {}
+    options: dict[str, Any] = {"allow_pickle": True} if "packed" in name else {}
     assert_holds(open_dataset(folder, **options), episodes)
     assert open_source(folder, **options).metadata.actions_normalized
 

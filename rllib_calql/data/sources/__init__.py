@@ -44,8 +44,8 @@ _FOLDERS = {  # folders that hold such a file (glob), the first that fits: the p
 }
 UNDERSTOOD = (
     "d4rl://NAME, minari://NAME, pointmaze://NAME, the path of a .hdf5 or .h5 file in D4RL's layout, of a Minari "
-    "dataset's folder, or of Parquet, Arrow and Feather files or RLlib's logs (.json, .parquet): a file, a glob or a "
-    "folder"
+    "dataset's folder, or of Parquet, Arrow and Feather files or RLlib's logs (.json, .parquet): a file, a glob "
+    "or a folder"
 )
 
 
