@@ -147,7 +147,7 @@ def scalars(
             grads = [p.grad[i] for p in update.critics.parameters() if p.grad is not None]
             found[f"qf{i + 1}_loss"] = critic.critic_losses[i]
             found[f"qf{i + 1}_bellman_loss"] = critic.bellman_losses[i]
-            found[f"q{i + 1}_pred_mean"] = critic.q_data[i].mean()
+            found[f"q{i + 1}_pred_mean"] = critic.q[i, :, 0].mean()
             found[f"qf{i + 1}_grad_norm"] = torch.linalg.vector_norm(torch.cat([g.flatten() for g in grads]))
         if critic.gaps is not None:
             found |= conservative_scalars(update, batch, critic)
@@ -159,32 +159,24 @@ def conservative_scalars(
     update: CalQLUpdate, batch: Mapping[str, Tensor], critic: CriticValues
 ) -> dict[str, Tensor]:
     assert critic.gaps is not None
-    assert critic.q_random is not None
-    assert critic.q_current is not None
-    assert critic.q_next is not None
+    assert critic.offsets is not None
     found: dict[str, Tensor] = {}
-    returns = batch["mc_returns"]
-    groups = {"current": critic.q_current, "next": critic.q_next}
-    bounded = {k: losses.calibrate(q, returns) if update.calibrated else q for k, q in groups.items()}
-    soft_maximum = losses.conservative_gap(  # with Q(s, a) taken as 0 outside the sum it is the log-sum-exp
-        critic.q_data,
-        critic.q_random,
-        bounded["current"],
-        bounded["next"],
-        *(critic.log_probs_current, critic.log_probs_next),  # type: ignore[arg-type]
-        update.act_dim,
-        update.config.temperature,
-        update.config.importance_sampling,
-    ) + critic.q_data.mean(1)
+    returns, n = batch["mc_returns"], update.config.num_actions
+    _, q_random, q_current, q_next = torch.split(critic.q, [1, n, n, n], dim=-1)
+    bounds = losses.reference_bounds(returns, n)
+    if not update.calibrated:
+        bounds = torch.full_like(bounds, -math.inf)
+    difference = losses.conservative_difference(critic.q, critic.offsets, bounds, update.config.temperature)
+    soft_maximum = difference + critic.q[..., 0]
+    spread = torch.maximum(critic.q, bounds).std(dim=-1, correction=0)
     for i in range(update.critics.num_critics):
-        for group, q_values in groups.items():
+        for group, q_values in (("current", q_current), ("next", q_next)):
             found[f"bound_rate_q{i + 1}_{group}"] = (q_values[i] < returns[:, None]).double().mean()
-        values = [critic.q_random[i], critic.q_data[i][:, None], bounded["next"][i], bounded["current"][i]]
-        found[f"cql_std_q{i + 1}_mean"] = torch.cat(values, dim=1).std(dim=1, correction=0).mean()
-        found[f"cql_q{i + 1}_rand_mean"] = critic.q_random[i].mean()
+        found[f"cql_std_q{i + 1}_mean"] = spread[i].mean()
+        found[f"cql_q{i + 1}_rand_mean"] = q_random[i].mean()
         found[f"cql_qf{i + 1}_diff"] = critic.gaps[i]
         found[f"cql_min_qf{i + 1}_loss"] = critic.critic_losses[i] - critic.bellman_losses[i]
-        found[f"cql_qf{i + 1}_ood_mean"] = soft_maximum[i]
+        found[f"cql_qf{i + 1}_ood_mean"] = soft_maximum[i].mean()
     return found
 
 

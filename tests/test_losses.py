@@ -69,18 +69,44 @@ def test_bellman_loss_has_no_factor_one_half() -> None:
     close(losses.bellman_loss(q_data, target), [2.5, 10.0])
 
 
-def test_calibrate_bounds_from_below_and_an_unknown_reference_does_not() -> None:
-    q_policy = double([[[-5.0, 0.0, 5.0], [1.0, 2.0, -3.0]], [[2.0, 1.5, 0.5], [-9.0, 9.0, 0.0]]]).requires_grad_()
-    bounded = losses.calibrate(q_policy, double([1.0, -math.inf]))
-    close(bounded.detach(), [[[1.0, 1.0, 5.0], [1.0, 2.0, -3.0]], [[2.0, 1.5, 1.0], [-9.0, 9.0, 0.0]]])
-    (gradient,) = torch.autograd.grad(bounded.sum(), q_policy)
-    # a bounded value pushes nothing down
-    assert gradient.tolist() == [[[0.0, 0.0, 1.0], [1.0, 1.0, 1.0]], [[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]]
+def test_references_bound_the_policys_actions_alone() -> None:
+    bounds = losses.reference_bounds(double([1.5, -math.inf]), 2)
+    free = [-math.inf] * 3  # the data's action and two random ones
+    assert bounds.tolist() == [free + [1.5] * 4, free + [-math.inf] * 4]
+
+
+def test_offsets_are_log_densities_with_the_sign_turned() -> None:
+    current, after = double([[1.0, 2.0]]), double([[-3.0, 0.5]])
+    offsets = losses.sampling_offsets(current, after, 3)
+    close(offsets, [[-math.inf, 3 * LOG(2.0), 3 * LOG(2.0), -1.0, -2.0, 3.0, -0.5]])
+    assert not losses.sampling_offsets(current, after, 3, importance_sampling=False).any()
+
+
+def conservative_gap(
+    q_data: Tensor,
+    q_random: Tensor,
+    q_current: Tensor,
+    q_next: Tensor,
+    log_probs_current: Tensor,
+    log_probs_next: Tensor,
+    act_dim: int,
+    temperature: float = 1.0,
+    importance_sampling: bool = True,
+    clip_min: float = -math.inf,
+    clip_max: float = math.inf,
+    reference: Tensor | None = None,
+) -> Tensor:
+    """The gap from its parts: (E, B), (E, B, N) three times, (B, N) twice."""
+    q = torch.cat([q_data.unsqueeze(-1), q_random, q_current, q_next], dim=-1)
+    offsets = losses.sampling_offsets(log_probs_current, log_probs_next, act_dim, importance_sampling)
+    reference = q_data.new_full(q_data.shape[1:], -math.inf) if reference is None else reference
+    bounds = losses.reference_bounds(reference, q_random.shape[-1])
+    return losses.conservative_gap(q, offsets, bounds, temperature, clip_min, clip_max)
 
 
 def gap_of_literals(q_data: Tensor, **options: float | bool) -> Tensor:
     """One critic, one row, one action of each kind: densities 2, 3 and 5, so that the sum is 10."""
-    return losses.conservative_gap(
+    return conservative_gap(
         q_data.reshape(1, 1),
         double([[[0.0]]]),  # random: 1 * 2, uniform in [-1, 1] has density 1/2
         double([[[LOG(5.0) - 2.0]]]),
@@ -98,7 +124,7 @@ def test_conservative_gap_with_importance_sampling() -> None:
 
 
 def test_conservative_gap_without_importance_sampling_adds_the_data_action() -> None:
-    found = losses.conservative_gap(
+    found = conservative_gap(
         double([[LOG(2.0)]]),
         double([[[LOG(1.0)]]]),
         double([[[LOG(3.0)]]]),
@@ -113,7 +139,7 @@ def test_conservative_gap_without_importance_sampling_adds_the_data_action() -> 
 
 def test_conservative_gap_temperature() -> None:
     # values / 2 = log 1, log 2, log 3, log 4
-    found = losses.conservative_gap(
+    found = conservative_gap(
         double([[2 * LOG(2.0)]]),
         double([[[2 * LOG(1.0)]]]),
         double([[[2 * LOG(3.0)]]]),
@@ -130,7 +156,7 @@ def test_conservative_gap_temperature() -> None:
 @pytest.mark.parametrize("temperature", [0.01, 100.0])
 def test_extreme_temperatures_do_not_overflow(temperature: float) -> None:
     values, zeros = double([[[400.0, -400.0]]]), double([[0.0, 0.0]])
-    gap = losses.conservative_gap(double([[0.0]]), values, values, values, zeros, zeros, 1, temperature)
+    gap = conservative_gap(double([[0.0]]), values, values, values, zeros, zeros, 1, temperature)
     assert gap.isfinite().all()
     if temperature < 1:  # towards the maximum (random actions have the extra log 2)
         assert gap.item() == pytest.approx(400.0 + LOG(2.0), abs=0.01)
@@ -159,7 +185,7 @@ def test_clipped_rows_have_no_gradient_not_even_for_the_data(
 def test_clipping_comes_before_the_mean() -> None:
     # differences log 3 = 1.10 and log 3 - 5: clipped to 1 and -2, mean -0.5 (clipping the mean: -1.4)
     zeros = torch.zeros(1, 2, 1, dtype=torch.float64)
-    found = losses.conservative_gap(
+    found = conservative_gap(
         double([[LOG(4 / 3), 5.0 + LOG(4 / 3)]]),
         zeros,
         zeros,
@@ -187,7 +213,7 @@ def test_conservative_gap_equals_a_slow_loop(seed: int, importance_sampling: boo
     q_data, q_random = draw(critics, rows), draw(critics, rows, number)
     q_current, q_next = draw(critics, rows, number), draw(critics, rows, number)
     log_current, log_next = draw(rows, number), draw(rows, number)
-    found = losses.conservative_gap(
+    found = conservative_gap(
         q_data,
         q_random,
         q_current,
@@ -222,11 +248,36 @@ def test_calibrated_rows_without_a_reference_are_plain_cql() -> None:
     unknown = torch.full((4,), -math.inf, dtype=torch.float64)
 
     def gap(reference: Tensor | None) -> Tensor:
-        current, after = (q[i] if reference is None else losses.calibrate(q[i], reference) for i in (1, 2))
-        return losses.conservative_gap(q_data, q[0], current, after, log_probs[0], log_probs[1], 2)
+        parts = (q_data, q[0], q[1], q[2], log_probs[0], log_probs[1])
+        return conservative_gap(*parts, 2, reference=reference)
 
     close(gap(unknown), gap(None).tolist())
     assert (gap(torch.zeros(4, dtype=torch.float64)) > gap(None)).all()
+
+
+@pytest.mark.parametrize("importance_sampling", [True, False])
+@pytest.mark.parametrize(("temperature", "low", "high"), [(1.0, -math.inf, math.inf), (0.7, 0.0, 2.0)])
+def test_critic_gradient_is_what_autograd_finds(
+    importance_sampling: bool, temperature: float, low: float, high: float
+) -> None:
+    torch.manual_seed(0)
+    rows, number, weight = 50, 4, 3.0
+    q = torch.randn(2, rows, 1 + 3 * number, dtype=torch.float64).requires_grad_()
+    target, reference, log_probs = (
+        torch.randn(rows).double(),
+        torch.randn(rows).double(),
+        torch.randn(2, rows, number),
+    )
+    reference[:5] = -math.inf
+    offsets = losses.sampling_offsets(log_probs[0], log_probs[1], 2, importance_sampling)
+    bounds = losses.reference_bounds(reference, number)
+    form = (temperature, low, high)
+    gap = losses.conservative_gap(q, offsets, bounds, *form)
+    loss = rows * (losses.bellman_loss(q[..., 0], target) + weight * gap).sum()
+    (expected,) = torch.autograd.grad(loss, q)
+    found = losses.critic_gradient(q.detach(), target, offsets, bounds, weight, *form)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    assert (expected == 0.0).any()  # bounded actions, clipped rows
 
 
 def test_lagrange_loss() -> None:

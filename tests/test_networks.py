@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -14,14 +13,7 @@ from torch.distributions import Independent, Normal, TanhTransform, TransformedD
 
 from rllib_calql.core import CriticEnsemble, TanhGaussianActor
 from rllib_calql.core.networks import ACTIVATIONS, LOG_STD_MAX, LOG_STD_MIN, MAX_ACTION, TanhGaussian
-
-MODULES: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-    "elu": nn.ELU,
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-}
+from tests.ensembles import MODULES
 
 
 def double(values: object) -> Tensor:
@@ -146,78 +138,6 @@ def test_actor_starts_with_the_reference_scalars_and_clips_log_std() -> None:
 # ---- the ensemble
 
 
-def member_networks(critics: CriticEnsemble, activation: str) -> list[nn.Sequential]:
-    """A plain `nn.Sequential` for every member, with its weights."""
-    networks = []
-    for member in range(critics.num_critics):
-        layers: list[nn.Module] = []
-        for index, (weight, bias) in enumerate(zip(critics.weights, critics.biases, strict=True)):
-            linear = nn.Linear(weight.shape[1], weight.shape[2], dtype=weight.dtype)
-            with torch.no_grad():
-                linear.weight.copy_(weight[member].T)
-                linear.bias.copy_(bias[member, 0])
-            layers.append(linear)
-            if index < len(critics.norm_scales):
-                norm = nn.LayerNorm(weight.shape[2], dtype=weight.dtype)
-                with torch.no_grad():
-                    norm.weight.copy_(critics.norm_scales[index][member, 0])
-                    norm.bias.copy_(critics.norm_offsets[index][member, 0])
-                layers.append(norm)
-            layers.append(MODULES[activation]())
-        networks.append(nn.Sequential(*layers[:-1]))
-    return networks
-
-
-def random_ensemble(num_critics: int, activation: str = "relu", layer_norm: bool = False) -> CriticEnsemble:
-    critics = CriticEnsemble(3, 2, (8, 7, 6), num_critics, activation, True, layer_norm).double()
-    with torch.no_grad():
-        for parameter in critics.parameters():  # also what starts at 0 or 1
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return critics
-
-
-@pytest.mark.parametrize("layer_norm", [False, True])
-@pytest.mark.parametrize("activation", MODULES)
-@pytest.mark.parametrize("num_critics", [1, 2, 5])
-def test_ensemble_equals_separate_networks(num_critics: int, activation: str, layer_norm: bool) -> None:
-    torch.manual_seed(num_critics)
-    critics = random_ensemble(num_critics, activation, layer_norm)
-    networks = member_networks(critics, activation)
-    observations, actions = torch.randn(4, 3).double(), torch.rand(4, 6, 2).double() * 2 - 1
-    found = critics(observations, actions)
-    assert found.shape == (num_critics, 4, 6)
-    weighting = torch.randn(num_critics, 4, 6, dtype=torch.float64)
-    gradients = torch.autograd.grad((found * weighting).sum(), list(critics.weights))
-    for member, network in enumerate(networks):
-        for b in range(4):
-            for k in range(6):  # the state repeated beside every action
-                expected = network(torch.cat([observations[b], actions[b, k]]))
-                torch.testing.assert_close(found[member, b, k], expected[0], rtol=1e-12, atol=1e-12)
-        rows = torch.cat([observations.repeat_interleave(6, dim=0), actions.reshape(24, 2)], dim=1)
-        loss = (network(rows)[:, 0] * weighting[member].reshape(-1)).sum()
-        linear_weights = [layer.weight for layer in network if isinstance(layer, nn.Linear)]
-        for ours, theirs in zip(gradients, torch.autograd.grad(loss, linear_weights), strict=True):
-            torch.testing.assert_close(ours[member], theirs.T, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("layer_norm", [False, True])
-def test_a_subset_of_members(layer_norm: bool) -> None:
-    critics = random_ensemble(5, layer_norm=layer_norm)
-    observations, actions = torch.randn(4, 3).double(), torch.randn(4, 2, 2).double()
-    everyone = critics(observations, actions)
-    for members in ([3], [4, 0], [1, 2, 3]):
-        found = critics(observations, actions, torch.tensor(members))
-        assert found.shape == (len(members), 4, 2)
-        torch.testing.assert_close(found, everyone[members], rtol=1e-13, atol=1e-13)
-
-
-def test_actions_carry_gradients() -> None:
-    critics = random_ensemble(2)
-    observations = torch.randn(3, 3, dtype=torch.float64)
-    actions = torch.randn(3, 1, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda a: critics(observations, a), (actions,))
-
-
 @pytest.mark.parametrize(("hiddens", "obs_dim", "act_dim"), [((16, 16), 5, 3), ((4, 32), 11, 1), ((64,), 2, 2)])
 def test_orthogonal_start(hiddens: tuple[int, ...], obs_dim: int, act_dim: int) -> None:
     torch.manual_seed(0)
@@ -252,25 +172,6 @@ def test_default_start_is_torchs_linear() -> None:
             assert 0.0 < tensor.abs().max() <= limit
             assert not torch.equal(tensor[0], tensor[1])
         assert weight.std().item() == pytest.approx(limit / math.sqrt(3.0), rel=0.2)
-
-
-@pytest.mark.parametrize("layer_norm", [False, True])
-def test_bfloat16_products_stay_close_and_leave_parameters_alone(layer_norm: bool) -> None:
-    torch.manual_seed(0)
-    critics = CriticEnsemble(6, 2, (64, 64), 2, layer_norm=layer_norm)
-    with torch.no_grad():
-        critics.weights[-1].mul_(50.0)
-    observations, actions = torch.randn(32, 6), torch.rand(32, 4, 2) * 2 - 1
-    expected = critics(observations, actions)
-    critics.compute_dtype = torch.bfloat16
-    found = critics(observations, actions)
-    assert found.dtype == torch.float32
-    assert not torch.equal(found, expected)
-    error = (found - expected).abs().max() / expected.abs().max()
-    assert error < 0.03  # 8 bits of mantissa
-    gradients = torch.autograd.grad(found.sum(), list(critics.parameters()))
-    assert {gradient.dtype for gradient in gradients} == {torch.float32}
-    assert {parameter.dtype for parameter in critics.parameters()} == {torch.float32}
 
 
 def test_activations_are_torchs() -> None:

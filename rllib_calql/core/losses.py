@@ -1,8 +1,8 @@
 """The losses of Cal-QL as free functions. Shapes: B rows, N sampled actions, E critics, A action dimensions.
 
-Sources: Nakamoto et al. 2023, "Cal-QL" (equation 5.1 is `calibrate`), Kumar et al. 2020, "CQL" (`conservative_gap`
-is its CQL(H) regulariser), Haarnoja et al. 2018, "SAC". Where the paper's text and its code differ, the code is
-followed; docs/fidelity.md lists every such place.
+Sources: Nakamoto et al. 2023, "Cal-QL" (equation 5.1 is `reference_bounds`), Kumar et al. 2020, "CQL"
+(`conservative_gap` is its CQL(H) regulariser), Haarnoja et al. 2018, "SAC". Where the paper's text and its code
+differ, the code is followed; docs/fidelity.md lists every such place.
 """
 
 from __future__ import annotations
@@ -72,47 +72,86 @@ def bellman_loss(q_data: Tensor, target: Tensor) -> Tensor:
     return (q_data - target).square().mean(1)
 
 
-def calibrate(q_policy: Tensor, reference_values: Tensor) -> Tensor:
-    """Cal-QL's one change to CQL: max(Q(s, a), V^mu(s)) for the policy's actions.
+def reference_bounds(reference_values: Tensor, num_actions: int) -> Tensor:
+    """Cal-QL's one change to CQL: the policy's actions count as max(Q(s, a), V^mu(s)).
 
-    (E, B, N) bounded from below by (B,). A reference of -inf leaves its row as plain CQL.
+    Returns the lower bounds (B, 1 + 3N) of the data's, the random, the current and the next policy's actions: the
+    reference (B,) for the last two, -inf for the others. A reference of -inf leaves its row as plain CQL.
     """
-    return torch.maximum(q_policy, reference_values.unsqueeze(-1))
+    bounds = reference_values.unsqueeze(1).repeat(1, 1 + 3 * num_actions)
+    bounds[:, : 1 + num_actions] = -math.inf
+    return bounds
+
+
+def sampling_offsets(
+    log_probs_current: Tensor, log_probs_next: Tensor, act_dim: int, importance_sampling: bool = True
+) -> Tensor:
+    """What each action's Q-value gets on top in the soft maximum; (B, 1 + 3N) in the order of `reference_bounds`.
+
+    Less the log-density, which is -A log 2 for a uniform action in [-1, 1]^A; the data's own action stays outside
+    (-inf). Without importance sampling it takes part, and nothing is added. The log-probabilities are (B, N).
+    """
+    batch, num_actions = log_probs_current.shape
+    offsets = log_probs_current.new_zeros(batch, 1 + 3 * num_actions)
+    if importance_sampling:
+        data, random, current, after = torch.split(offsets, [1, num_actions, num_actions, num_actions], dim=1)
+        data.fill_(-math.inf)
+        random.fill_(act_dim * math.log(2.0))
+        torch.neg(log_probs_current, out=current)
+        torch.neg(log_probs_next, out=after)
+    return offsets
+
+
+def conservative_difference(q: Tensor, offsets: Tensor, bounds: Tensor, temperature: float = 1.0) -> Tensor:
+    """How far the soft maximum of Q over actions lies above Q of the data, per critic and row; (..., B).
+
+    Args:
+        q: (..., B, 1 + 3N), all at the current state; column 0 is the data's action.
+        offsets: (B, 1 + 3N), see `sampling_offsets`.
+        bounds: (B, 1 + 3N), see `reference_bounds`. The bound comes before the offset.
+    """
+    values = torch.maximum(q, bounds) + offsets
+    return temperature * torch.logsumexp(values / temperature, dim=-1) - q[..., 0]
 
 
 def conservative_gap(
-    q_data: Tensor,
-    q_random: Tensor,
-    q_current: Tensor,
-    q_next: Tensor,
-    log_probs_current: Tensor,
-    log_probs_next: Tensor,
-    act_dim: int,
+    q: Tensor,
+    offsets: Tensor,
+    bounds: Tensor,
     temperature: float = 1.0,
-    importance_sampling: bool = True,
     clip_min: float = -math.inf,
     clip_max: float = math.inf,
 ) -> Tensor:
-    """How far the soft maximum of Q over actions lies above Q of the data, per critic; (E,).
+    """The conservative term: `conservative_difference`, clipped row by row, then averaged over rows; (...)."""
+    difference = conservative_difference(q, offsets, bounds, temperature)
+    return difference.clamp(clip_min, clip_max).mean(-1)
 
-    Args:
-        q_data: (E, B). q_random, q_current, q_next: (E, B, N), all at the current state; the last two bounded
-            by `calibrate` beforehand (the bound comes before the log-probability).
-        log_probs_current, log_probs_next: (B, N).
-        act_dim: A; a uniform action in [-1, 1]^A has log-density -A log 2.
-        importance_sampling: weigh each action by its density; without it the data's own action joins the sum.
-        clip_min, clip_max: limits of the difference, row by row, before the mean.
+
+def critic_gradient(
+    q: Tensor,
+    target: Tensor,
+    offsets: Tensor,
+    bounds: Tensor,
+    weight: Tensor | float,
+    temperature: float = 1.0,
+    clip_min: float = -math.inf,
+    clip_max: float = math.inf,
+) -> Tensor:
+    """Row by row, the derivative of (Q_data - target)^2 + weight * clip(conservative_difference) by `q`.
+
+    The soft maximum's derivative is the softmax; a bounded action has none, nor has a clipped row. Shapes as in
+    `conservative_difference`; `target` is (B,). Returns (..., B, 1 + 3N).
     """
-    if importance_sampling:
-        groups = [q_random + act_dim * math.log(2.0), q_next - log_probs_next, q_current - log_probs_current]
-    else:
-        groups = [q_random, q_data.unsqueeze(-1), q_next, q_current]
-    values = torch.cat(groups, dim=-1)
-    soft_maximum = temperature * torch.logsumexp(values / temperature, dim=-1)
-    difference = soft_maximum - q_data
+    values = torch.maximum(q, bounds).add_(offsets)
+    gradient = torch.softmax(values if temperature == 1.0 else values.div_(temperature), dim=-1)
+    gradient.mul_(q >= bounds)
+    gradient[..., 0] -= 1.0
     if math.isfinite(clip_min) or math.isfinite(clip_max):
-        difference = difference.clamp(clip_min, clip_max)
-    return difference.mean(1)
+        difference = conservative_difference(q, offsets, bounds, temperature)
+        gradient.mul_(((difference >= clip_min) & (difference <= clip_max)).unsqueeze(-1))
+    gradient.mul_(weight)
+    gradient[..., 0].add_(q[..., 0] - target, alpha=2.0)
+    return gradient
 
 
 def lagrange_loss(alpha_prime: Tensor, gaps: Tensor, weight: float, threshold: float) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rllib_calql.core.passes import CriticPasses
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "tanh": torch.tanh,
@@ -103,7 +105,7 @@ class TanhGaussianActor(nn.Module):
 
 
 class CriticEnsemble(nn.Module):
-    """E independent networks Q_i(s, a), their weights stacked on axis 0 and multiplied in one batched call.
+    """E independent networks Q_i(s, a), their tensors stacked on axis 0; `CriticPasses` computes with them.
 
     `weights[l]` is (E, in, out) and `biases[l]` (E, 1, out). With `layer_norm`, each hidden layer is
     normalised before its activation.
@@ -120,7 +122,7 @@ class CriticEnsemble(nn.Module):
         layer_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.obs_dim, self.num_critics = obs_dim, num_critics
+        self.obs_dim, self.num_critics, self.hiddens = obs_dim, num_critics, tuple(hiddens)
         sizes = [obs_dim + act_dim, *hiddens, 1]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
@@ -142,48 +144,19 @@ class CriticEnsemble(nn.Module):
                 self.norm_scales.append(nn.Parameter(torch.ones(num_critics, 1, width)))
                 self.norm_offsets.append(nn.Parameter(torch.zeros(num_critics, 1, width)))
         self.activation = ACTIVATIONS[activation]
-        self.compute_dtype: torch.dtype | None = None
 
     def forward(self, observations: Tensor, actions: Tensor, members: Tensor | None = None) -> Tensor:
-        """Q-values of K actions per state.
+        """Q-values of K actions per state; autograd can differentiate them by the actions only.
 
         Args:
             observations: (B, obs_dim).
             actions: (B, K, act_dim), in [-1, 1].
-            members: indices (M,) of the networks to evaluate; all E where None.
+            members: indices (M,) of the networks to evaluate (then without gradient); all E where None.
 
         Returns:
-            (E, B, K), or (M, B, K) with `members`; always in the parameters' own precision.
+            (E, B, K), or (M, B, K) with `members`.
         """
-        batch, num_actions, _ = actions.shape
-        dtype = self.compute_dtype or self.weights[0].dtype
-
-        def select(stacked: Tensor) -> Tensor:
-            return (stacked if members is None else stacked[members]).to(dtype)
-
-        # The state's share of the first layer is computed once per state, not once per action.
-        first, bias = select(self.weights[0]), select(self.biases[0])
-        state_part = torch.baddbmm(bias, _per_member(observations.to(dtype), first), first[:, : self.obs_dim])
-        flat_actions = actions.reshape(batch * num_actions, -1).to(dtype)
-        action_part = torch.bmm(_per_member(flat_actions, first), first[:, self.obs_dim :])
-        width = first.shape[-1]
-        hidden = action_part.view(-1, batch, num_actions, width) + state_part.unsqueeze(2)
-        for layer in range(1, len(self.weights)):
-            # Activated before any reshaping: an in-place operation on a view would make autograd copy it.
-            hidden = self._activate(hidden, layer - 1, select).view(-1, batch * num_actions, hidden.shape[-1])
-            hidden = torch.baddbmm(select(self.biases[layer]), hidden, select(self.weights[layer]))
-        return hidden.view(-1, batch, num_actions).to(self.weights[0].dtype)
-
-    def _activate(self, hidden: Tensor, layer: int, select: Callable[[Tensor], Tensor]) -> Tensor:
-        if len(self.norm_scales):
-            shape = (-1, *(1,) * (hidden.dim() - 2), hidden.shape[-1])  # per member, for every row
-            scale, offset = select(self.norm_scales[layer]), select(self.norm_offsets[layer])
-            hidden = F.layer_norm(hidden, hidden.shape[-1:]) * scale.view(shape) + offset.view(shape)
-        if self.activation is F.relu:  # in place: the products around it never need its input
-            return F.relu_(hidden)
-        return self.activation(hidden)
-
-
-def _per_member(rows: Tensor, weight: Tensor) -> Tensor:
-    """The same rows (R, in) for every network: (E, R, in), without a copy."""
-    return rows.expand(weight.shape[0], *rows.shape)
+        passes = CriticPasses(self)
+        if members is None:
+            return passes.values_of_actions(observations, actions)
+        return passes.values(observations, actions, members)

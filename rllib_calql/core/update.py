@@ -14,6 +14,7 @@ from torch import Tensor
 from rllib_calql.core import losses
 from rllib_calql.core.hyperparameters import UpdateConfig
 from rllib_calql.core.networks import CriticEnsemble, TanhGaussian, TanhGaussianActor
+from rllib_calql.core.passes import CriticPasses
 
 Batch = Mapping[str, Tensor]
 
@@ -30,19 +31,15 @@ class Noise(NamedTuple):
 
 
 class CriticValues(NamedTuple):
-    """What the critic loss was made of; Q-values are before bounding."""
+    """What the critic loss was made of. K is 1, or 1 + 3N with the conservative term."""
 
     critic_losses: Tensor  # (E,)
     bellman_losses: Tensor  # (E,)
     target: Tensor  # (B,)
     next_value: Tensor  # (B,)
-    q_data: Tensor  # (E, B)
+    q: Tensor  # (E, B, K) before bounding: of the data's, random, current and next policy's actions
     gaps: Tensor | None = None  # (E,) clipped, averaged differences of the conservative term
-    q_random: Tensor | None = None  # (E, B, N)
-    q_current: Tensor | None = None  # (E, B, N)
-    q_next: Tensor | None = None  # (E, B, N)
-    log_probs_current: Tensor | None = None  # (B, N)
-    log_probs_next: Tensor | None = None  # (B, N)
+    offsets: Tensor | None = None  # (B, K), see `losses.sampling_offsets`
 
 
 class ActorValues(NamedTuple):
@@ -96,9 +93,10 @@ class CalQLUpdate:
                 config.orthogonal_init,
                 config.critic_layer_norm,
             ).to(self.device, self.dtype)
-        if config.precision == "bfloat16":
-            self.critics.compute_dtype = torch.bfloat16
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        products = torch.bfloat16 if config.precision == "bfloat16" else None
+        self.critic_passes = CriticPasses(self.critics, products)
+        self.target_passes = CriticPasses(self.target_critics, products)
         self.log_alpha = self._scalar(math.log(config.initial_alpha)).requires_grad_(config.learn_alpha)
         self.log_alpha_prime = self._scalar(math.log(config.initial_alpha_prime))
         self.log_alpha_prime.requires_grad_(config.lagrangian)
@@ -224,12 +222,13 @@ class CalQLUpdate:
             next_observations = self.normalize(batch["next_observations"])
             next_policy = self.actor(next_observations)
             current_policy = TanhGaussian(policy.mean.detach(), policy.log_std.detach())
+        self.critic_passes.refresh()
+        self.target_passes.refresh()
         actor = self.actor_losses(observations, policy, batch["actions"], noise)
         self._backward(actor.actor_loss, list(self.actor.parameters()))
         if actor.temperature_loss is not None:
             self._backward(actor.temperature_loss, [self.log_alpha])
-        critic = self.critic_losses(batch, observations, next_observations, current_policy, next_policy, noise)
-        self._backward(critic.critic_losses.sum(), list(self.critics.parameters()))
+        critic = self._critic_gradients(batch, observations, next_observations, current_policy, next_policy, noise)
         self.log_alpha_prime.grad = None
         if self.config.lagrangian and critic.gaps is not None:
             dual_loss = self.lagrange_loss(critic.gaps)
@@ -250,14 +249,15 @@ class CalQLUpdate:
             loss = losses.behavior_cloning_loss(alpha, log_probs, policy.mode, data_actions)
         else:
             actions, log_probs = policy.sample(noise.actor)
-            q_policy = self.critics(observations, actions.unsqueeze(1)).squeeze(-1)
+            q_policy = self.critic_passes.values_of_actions(observations, actions.unsqueeze(1)).squeeze(-1)
             loss = losses.actor_loss(alpha, log_probs, q_policy)
         temperature_loss = None
         if self.config.learn_alpha:
             temperature_loss = losses.temperature_loss(self.log_alpha, log_probs, self.target_entropy)
         return ActorValues(loss, temperature_loss, log_probs.detach())
 
-    def critic_losses(
+    @torch.no_grad()
+    def _critic_gradients(
         self,
         batch: Batch,
         observations: Tensor,
@@ -266,64 +266,41 @@ class CalQLUpdate:
         next_policy: TanhGaussian,
         noise: Noise,
     ) -> CriticValues:
-        """Every critic's loss (golden README: `L_Q = Bellman + conservative`); policies carry no gradient."""
-        config = self.config
-        with torch.no_grad():
-            target_actions, target_log_probs = next_policy.sample(noise.target)
-            next_q = self.target_critics(next_observations, target_actions, noise.target_critics)
-            entropy_alpha = None if config.deterministic_backup else self.alpha()
-            next_value = losses.next_state_value(next_q, target_log_probs, entropy_alpha)
-            target = losses.td_target(batch["rewards"], batch["dones"], next_value, config.gamma)
-            conservative = self.min_q_weight > 0.0
-            actions = batch["actions"].unsqueeze(1)
-            if conservative:
-                current_actions, log_probs_current = policy.sample(noise.current)
-                next_actions, log_probs_next = next_policy.sample(noise.next)
-                actions = torch.cat([actions, noise.random, current_actions, next_actions], dim=1)
+        """Fills the critics' `.grad` (golden README: `L_Q = Bellman + conservative`)."""
+        config, rows = self.config, len(batch["rewards"])
+        target_actions, target_log_probs = next_policy.sample(noise.target)
+        next_q = self.target_passes.values(next_observations, target_actions, noise.target_critics)
+        entropy_alpha = None if config.deterministic_backup else self.alpha()
+        next_value = losses.next_state_value(next_q, target_log_probs, entropy_alpha)
+        target = losses.td_target(batch["rewards"], batch["dones"], next_value, config.gamma)
+        data_actions = batch["actions"].unsqueeze(1)
+        if self.min_q_weight == 0.0:
+            q = self.critic_passes.differentiate(
+                observations, data_actions, lambda q, states: (2.0 / rows) * (q - target[states].unsqueeze(1))
+            )
+            bellman = losses.bellman_loss(q[..., 0], target)
+            return CriticValues(bellman, bellman, target, next_value, q)
 
-        q_values = self.critics(observations, actions)  # (E, B, 1) or (E, B, 1 + 3N), all at the current state
-        if not conservative:
-            q_data = q_values.squeeze(-1)
-            bellman = losses.bellman_loss(q_data, target)
-            return CriticValues(bellman, bellman.detach(), target, next_value, q_data.detach())
+        current_actions, log_probs_current = policy.sample(noise.current)
+        next_actions, log_probs_next = next_policy.sample(noise.next)
+        actions = torch.cat([data_actions, noise.random, current_actions, next_actions], dim=1)
+        offsets = losses.sampling_offsets(
+            log_probs_current, log_probs_next, self.act_dim, config.importance_sampling
+        )
+        unbounded = torch.full_like(batch["mc_returns"], -math.inf)
+        bounds = losses.reference_bounds(batch["mc_returns"] if self.calibrated else unbounded, config.num_actions)
+        weight = self.min_q_weight * self.alpha_prime().detach() if config.lagrangian else self.min_q_weight
+        form = (config.temperature, config.clip_diff_min, config.clip_diff_max)
 
-        n = config.num_actions
-        data_column, q_random, q_current, q_next = q_values.split([1, n, n, n], dim=-1)
-        q_data = data_column.squeeze(-1)
-        bellman = losses.bellman_loss(q_data, target)
-        bound_current, bound_next = q_current, q_next
-        if self.calibrated:
-            bound_current = losses.calibrate(q_current, batch["mc_returns"])
-            bound_next = losses.calibrate(q_next, batch["mc_returns"])
-        gaps = losses.conservative_gap(
-            q_data,
-            q_random,
-            bound_current,
-            bound_next,
-            log_probs_current,
-            log_probs_next,
-            self.act_dim,
-            config.temperature,
-            config.importance_sampling,
-            config.clip_diff_min,
-            config.clip_diff_max,
-        )
-        penalty = self.min_q_weight * gaps
-        if config.lagrangian:
-            penalty = self.alpha_prime().detach() * self.min_q_weight * (gaps - config.lagrangian_thresh)
-        return CriticValues(
-            bellman + penalty,
-            bellman.detach(),
-            target,
-            next_value,
-            q_data.detach(),
-            gaps.detach(),
-            q_random.detach(),
-            q_current.detach(),
-            q_next.detach(),
-            log_probs_current,
-            log_probs_next,
-        )
+        def q_gradient(q: Tensor, states: slice) -> Tensor:
+            some = (target[states], offsets[states], bounds[states])
+            return losses.critic_gradient(q, *some, weight, *form).div_(rows)
+
+        q = self.critic_passes.differentiate(observations, actions, q_gradient)
+        bellman = losses.bellman_loss(q[..., 0], target)
+        gaps = losses.conservative_gap(q, offsets, bounds, *form)
+        penalty = weight * (gaps - config.lagrangian_thresh if config.lagrangian else gaps)
+        return CriticValues(bellman + penalty, bellman, target, next_value, q, gaps, offsets)
 
     @staticmethod
     def _backward(loss: Tensor, parameters: list[Tensor]) -> None:
@@ -344,18 +321,17 @@ class CalQLUpdate:
         known = returns.isfinite()
         metrics = {
             "actor_loss": actor.actor_loss.detach(),
-            "critic_loss": critic.critic_losses.detach().mean(),
+            "critic_loss": critic.critic_losses.mean(),
             "bellman_loss": critic.bellman_losses.mean(),
-            "q_data_mean": critic.q_data.mean(),
+            "q_data_mean": critic.q[..., 0].mean(),
             "mc_return_mean": returns.where(known, 0.0).sum() / known.sum(),
             "alpha": self.alpha(),
             "entropy": -actor.log_probs.mean(),
         }
-        if critic.gaps is not None and critic.q_current is not None and critic.q_next is not None:
-            bound = returns.unsqueeze(-1)
-            held = (critic.q_current < bound).to(self.dtype).mean() + (critic.q_next < bound).to(self.dtype).mean()
-            metrics["bound_rate"] = held / 2.0
-            metrics["q_policy_mean"] = (critic.q_current.mean() + critic.q_next.mean()) / 2.0
+        if critic.gaps is not None:
+            q_policy = critic.q[..., 1 + self.config.num_actions :]
+            metrics["bound_rate"] = (q_policy < returns.unsqueeze(-1)).to(self.dtype).mean()
+            metrics["q_policy_mean"] = q_policy.mean()
             metrics["conservative_gap"] = critic.gaps.mean()
         if self.config.lagrangian:
             metrics["alpha_prime"] = self.alpha_prime().detach()
