@@ -152,6 +152,8 @@ class MixedReplay:
                     f"numbers, not {obs_dim} and {act_dim}"
                 )
         check_mixing_ratio(mixing_ratio)
+            if offline.folder is not None:
+                offline.folder.expect_random_reads()
         self.offline = offline
         self.online = EpisodeStore(capacity, obs_dim, act_dim)
         self.mixing_ratio = mixing_ratio

@@ -25,6 +25,9 @@ from rllib_calql.data.columns import (
 from rllib_calql.data.errors import DatasetError, first_rows
 from rllib_calql.data.rows import Metadata, OneChunk, Rows, Source, rows_per_chunk
 
+if TYPE_CHECKING:
+    from rllib_calql.data.storage import Folder
+
 
 class Batch(TypedDict):
     """B rows for one update, contiguous and float32; `dones` is 1 where the task ended (no bootstrap).
@@ -63,6 +66,7 @@ class Transitions:
     metadata: Metadata = field(default_factory=Metadata)  # what the source knew
     # Set by Preparation: what `take` makes of logged actions. Millions of rows need no second copy so.
     action_scaling: Callable[[np.ndarray], np.ndarray] | None = None
+    folder: Folder | None = None  # where the columns lie, if they are mapped
 
     def __post_init__(self) -> None:
         columns: dict[str, Any] = {
@@ -103,7 +107,7 @@ class Transitions:
     def unchecked(cls, **columns: Any) -> Self:
         """A view of columns already known to be right: no conversion, no check, no copy."""
         view = object.__new__(cls)
-        view.__dict__.update({"mc_returns": None, "metadata": Metadata(), "action_scaling": None, **columns})
+        view.__dict__.update(_ABSENT | columns)
         return view
 
     def __deepcopy__(self, memo: Any) -> Self:
@@ -111,9 +115,8 @@ class Transitions:
         return self
 
     def changed(self, **columns: Any) -> Self:
-        """The same rows with other columns, which are known to be right: no check, no copy."""
-        names = self.__dataclass_fields__
-        return self.unchecked(**{**{name: getattr(self, name) for name in names}, **columns})
+        """Rows with some other columns, which are known to be right: no check, no copy."""
+        return self.unchecked(**{name: getattr(self, name) for name in self.__dataclass_fields__} | columns)
 
     @classmethod
     def from_episode(
@@ -200,6 +203,17 @@ class Transitions:
 
     def __len__(self) -> int:
         return len(self.rewards)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """The same object: it never changes, and copies of a config must not copy a dataset."""
+        return self
+
+    def __reduce__(self) -> Any:
+        """Mapped columns are opened again by whoever unpickles them; others go along."""
+        if self.folder is not None and self.mc_returns is None:
+            return _open_folder, (str(self.folder.path),)
+        names = self.__dataclass_fields__
+        return _unpickled, (type(self), {name: getattr(self, name) for name in names} | {"folder": None})
 
     @cached_property
     def episode_ends(self) -> np.ndarray:
@@ -314,10 +328,21 @@ class Transitions:
         columns = {name: map_leaves(lambda leaf: leaf[rows], getattr(self, name)) for name in _COLUMNS}
         finals = map_leaves(lambda leaf: leaf[number : number + 1], self.final_observations)
         returns = None if self.mc_returns is None else self.mc_returns[rows]
-        return self.changed(**columns, final_observations=finals, mc_returns=returns)
+        return self.changed(**columns, final_observations=finals, mc_returns=returns, folder=None)
 
 
 _COLUMNS = ("observations", "actions", "rewards", "terminated", "truncated")
+_ABSENT: dict[str, Any] = {"mc_returns": None, "metadata": Metadata(), "action_scaling": None, "folder": None}
+
+
+def _open_folder(path: str) -> Transitions:
+    from rllib_calql.data.storage import open_folder  # imports this module
+
+    return open_folder(path)
+
+
+def _unpickled(cls: type[Transitions], columns: dict[str, Any]) -> Transitions:
+    return cls.unchecked(**columns)
 
 
 class _Gathered:

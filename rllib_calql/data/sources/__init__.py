@@ -14,8 +14,8 @@ from rllib_calql.data.errors import DatasetError
 from rllib_calql.data.rows import Source
 from rllib_calql.data.transitions import Transitions
 
-# Readers as "module.function" of this package; a function takes what is named here and options as keywords,
-# and returns a Source.
+# Readers as "module.function" of this package (or, with a dot in front, of the one above); a function takes what
+# is named here and options as keywords, and returns a Source.
 _SCHEMES = {  # SCHEME://NAME: the name
     "d4rl": "d4rl.open_task",
     "minari": "minari.open_named",
@@ -32,6 +32,7 @@ _SUFFIXES = {  # files and globs: the path
     ".json": "rllib_logs.open_json",
 }
 _FOLDERS = {  # folders that hold such a file (glob), the first that fits: the path
+    "dataset.json": ".storage.open_folder",
     "data/metadata.json": "minari.open",
     "main_data.hdf5": "minari.open",
     "0/metadata.json": "minari.open",
@@ -69,8 +70,8 @@ def open_source(uri: str | Path | Source, **options: Any) -> Source:
             raise DatasetError(f"options {', '.join(sorted(options))} are for datasets opened by name or path")
         return uri
     name, target = _reader(str(uri))
-    module, _, function = name.partition(".")
-    reader = getattr(import_module(f"{__name__}.{module}"), function)
+    module, _, function = name.rpartition(".")
+    reader = getattr(import_module(f".{module}", __name__), function)
     known = list(inspect.signature(reader).parameters)[1:]
     if unknown := sorted(set(options) - set(known)):
         raise DatasetError(
