@@ -6,6 +6,7 @@ from rllib_calql.data.replay import EpisodeStore, MixedReplay, check_mixing_rati
 from rllib_calql.data.returns import return_to_go
 from rllib_calql.data.rows import Metadata, Rows, Source
 from rllib_calql.data.sources import open_dataset, open_source
+from rllib_calql.data.storage_writer import write_dataset
 from rllib_calql.data.transitions import Batch, Transitions
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "open_source",
     "require_flat_box",
     "return_to_go",
+    "write_dataset",
 ]

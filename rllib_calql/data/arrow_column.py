@@ -41,7 +41,7 @@ class ColumnWriter:
     def append(self, rows: np.ndarray) -> None:
         """Adds (n, *row_shape) rows."""
         assert (rows.shape[1:], rows.dtype) == (self._row_shape, self._dtype)
-        left = memoryview(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))
+        left = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
         while left:  # an unbuffered write may stop in the middle
             left = left[self._file.write(left) :]
         self.num_rows += len(rows)
@@ -75,6 +75,8 @@ def map_column(path: Path, name: str) -> tuple[np.ndarray, mmap.mmap]:
     try:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if mapped[:6] != b"ARROW1":  # pyarrow looks at the end only
+            raise DatasetError("it is no Arrow file")
         reader = pa.ipc.open_file(pa.py_buffer(mapped))
         if reader.num_record_batches != 1 or reader.schema.names != [name]:
             raise DatasetError(f"it does not hold the one column {name!r} in one record batch")
@@ -106,6 +108,7 @@ def _frame(name: str, row_shape: tuple[int, ...], dtype: np.dtype, body: pa.Buff
     parts = _Parts(body.address)
     with pa.PythonFile(parts, "w") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
+    assert parts.after is not None
     return b"".join(parts.before), b"".join(parts.after)
 
 

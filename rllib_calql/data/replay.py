@@ -152,8 +152,8 @@ class MixedReplay:
                     f"numbers, not {obs_dim} and {act_dim}"
                 )
         check_mixing_ratio(mixing_ratio)
-            if offline.folder is not None:
-                offline.folder.expect_random_reads()
+        if offline is not None and offline.mapped is not None:
+            offline.mapped.expect_random_reads()
         self.offline = offline
         self.online = EpisodeStore(capacity, obs_dim, act_dim)
         self.mixing_ratio = mixing_ratio

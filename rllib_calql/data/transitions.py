@@ -11,7 +11,7 @@ from typing import Any, Self, TypedDict
 import numpy as np
 import tree
 
-from rllib_calql.data.assemble import Block, clean_blocks
+from rllib_calql.data.assemble import clean_blocks
 from rllib_calql.data.columns import (
     ObservationLayout,
     as_actions,
@@ -23,10 +23,9 @@ from rllib_calql.data.columns import (
     row_bytes,
 )
 from rllib_calql.data.errors import DatasetError, first_rows
+from rllib_calql.data.gather import COLUMNS, Gathered
+from rllib_calql.data.mapped import MappedFolder
 from rllib_calql.data.rows import Metadata, OneChunk, Rows, Source, rows_per_chunk
-
-if TYPE_CHECKING:
-    from rllib_calql.data.storage import Folder
 
 
 class Batch(TypedDict):
@@ -66,7 +65,7 @@ class Transitions:
     metadata: Metadata = field(default_factory=Metadata)  # what the source knew
     # Set by Preparation: what `take` makes of logged actions. Millions of rows need no second copy so.
     action_scaling: Callable[[np.ndarray], np.ndarray] | None = None
-    folder: Folder | None = None  # where the columns lie, if they are mapped
+    mapped: MappedFolder | None = None  # where the columns lie, if they are memory-mapped
 
     def __post_init__(self) -> None:
         columns: dict[str, Any] = {
@@ -173,7 +172,7 @@ class Transitions:
         """Reads all rows of a source into memory; `clean_blocks` has the rules, errors and warnings."""
         blocks = clean_blocks(source, observations)
         first = next(blocks)
-        gathered = _Gathered(first, source.metadata.num_rows or 0)
+        gathered = Gathered(first, source.metadata.num_rows or 0)
         for block in blocks:
             gathered.add(block)
         return cls.unchecked(**gathered.columns(), metadata=replace(source.metadata, num_rows=gathered.whole))
@@ -189,7 +188,7 @@ class Transitions:
         shapes = [part.row_shapes for part in parts]
         if any(shape != shapes[0] for shape in shapes):
             raise DatasetError(f"parts have different (observation, action) dimensions: {shapes}")
-        names = [*_COLUMNS, "final_observations", *(["mc_returns"] if all(with_returns) else [])]
+        names = [*COLUMNS, "final_observations", *(["mc_returns"] if all(with_returns) else [])]
 
         def joined(*leaves: np.ndarray) -> np.ndarray:
             return np.concatenate(leaves)
@@ -210,10 +209,10 @@ class Transitions:
 
     def __reduce__(self) -> Any:
         """Mapped columns are opened again by whoever unpickles them; others go along."""
-        if self.folder is not None and self.mc_returns is None:
-            return _open_folder, (str(self.folder.path),)
+        if self.mapped is not None and self.mc_returns is None:
+            return _open_folder, (str(self.mapped.path),)
         names = self.__dataclass_fields__
-        return _unpickled, (type(self), {name: getattr(self, name) for name in names} | {"folder": None})
+        return _unpickled, (type(self), {name: getattr(self, name) for name in names} | {"mapped": None})
 
     @cached_property
     def episode_ends(self) -> np.ndarray:
@@ -325,14 +324,13 @@ class Transitions:
             start = end + 1
 
     def _episode(self, number: int, rows: slice) -> Transitions:
-        columns = {name: map_leaves(lambda leaf: leaf[rows], getattr(self, name)) for name in _COLUMNS}
+        columns = {name: map_leaves(lambda leaf: leaf[rows], getattr(self, name)) for name in COLUMNS}
         finals = map_leaves(lambda leaf: leaf[number : number + 1], self.final_observations)
         returns = None if self.mc_returns is None else self.mc_returns[rows]
-        return self.changed(**columns, final_observations=finals, mc_returns=returns, folder=None)
+        return self.changed(**columns, final_observations=finals, mc_returns=returns, mapped=None)
 
 
-_COLUMNS = ("observations", "actions", "rewards", "terminated", "truncated")
-_ABSENT: dict[str, Any] = {"mc_returns": None, "metadata": Metadata(), "action_scaling": None, "folder": None}
+_ABSENT: dict[str, Any] = {"mc_returns": None, "metadata": Metadata(), "action_scaling": None, "mapped": None}
 
 
 def _open_folder(path: str) -> Transitions:
@@ -343,72 +341,6 @@ def _open_folder(path: str) -> Transitions:
 
 def _unpickled(cls: type[Transitions], columns: dict[str, Any]) -> Transitions:
     return cls.unchecked(**columns)
-
-
-class _Gathered:
-    """Blocks put together in memory: the columns of a single block as they are, else in growing arrays."""
-
-    def __init__(self, first: Block, expected_rows: int) -> None:
-        self._only: Block | None = first
-        self._expected = expected_rows
-        self._columns: dict[str, Any] = {}
-        self._finals = [first.final_observations]
-        self._size = len(first)
-        self.whole = _whole(first, 0, 0)
-
-    def add(self, block: Block) -> None:
-        if self._only is not None:
-            for name in _COLUMNS:
-                self._columns[name] = map_leaves(
-                    lambda leaf: _Growing(leaf, self._expected), getattr(self._only, name)
-                )
-            self._only = None
-        for name in _COLUMNS:
-            tree.map_structure(_Growing.append, self._columns[name], getattr(block, name))
-        self._finals.append(block.final_observations)
-        self.whole = _whole(block, self._size, self.whole)
-        self._size += len(block)
-
-    def columns(self) -> dict[str, Any]:
-        finals = map_leaves(lambda *leaves: np.concatenate(leaves), *self._finals)
-        if self._only is not None:
-            kept = {
-                name: map_leaves(lambda leaf: leaf[: self.whole], getattr(self._only, name)) for name in _COLUMNS
-            }
-        else:
-            kept = {
-                name: tree.map_structure(lambda leaf: leaf.cut(self.whole), self._columns[name])
-                for name in _COLUMNS
-            }
-        return {**kept, "final_observations": finals}
-
-
-class _Growing:
-    """A column of unknown length. Resizing in place moves pages, not rows."""
-
-    def __init__(self, first: np.ndarray, expected_rows: int) -> None:
-        self._rows = np.empty((max(expected_rows, len(first)), *first.shape[1:]), first.dtype)
-        self._size = 0
-        self.append(first)
-
-    def append(self, rows: np.ndarray) -> None:
-        size = self._size + len(rows)
-        if size > len(self._rows):
-            self._resize(max(size, self._size + self._size // 4))
-        self._rows[self._size : size] = rows
-        self._size = size
-
-    def cut(self, num_rows: int) -> np.ndarray:
-        self._resize(num_rows)
-        return self._rows
-
-    def _resize(self, num_rows: int) -> None:
-        self._rows.resize((num_rows, *self._rows.shape[1:]), refcheck=False)
-
-
-def _whole(block: Block, start: int, before: int) -> int:
-    ends = block.ends
-    return start + int(ends[-1]) + 1 if len(ends) else before
 
 
 def _check_finals(finals: np.ndarray, rows: np.ndarray, num_episodes: int) -> None:
