@@ -203,10 +203,6 @@ class Transitions:
     def __len__(self) -> int:
         return len(self.rewards)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """The same object: it never changes, and copies of a config must not copy a dataset."""
-        return self
-
     def __reduce__(self) -> Any:
         """Mapped columns are opened again by whoever unpickles them; others go along."""
         if self.mapped is not None and self.mc_returns is None:
