@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from rllib_calql.data import DatasetError, DatasetWarning, open_source
+from rllib_calql.data import DatasetError, DatasetWarning, open_dataset, open_source
 from tests.minari_sets import FORMATS, Played, assert_same, minari, point_maze, read, record, towards_goal
 
 # One cell to the right of the start: reached, and left, within the 60 steps.
@@ -136,6 +136,22 @@ def test_folders(maze: dict[str, Played], datasets: Path, data_format: str) -> N
     if data_format == "hdf5":
         with pytest.raises(DatasetError, match="this is a file of Minari: give the folder of the dataset"):
             open_source(folder / "data" / "main_data.hdf5")
+
+
+@pytest.mark.parametrize("data_format", FORMATS)
+def test_as_transitions(maze: dict[str, Played], data_format: str) -> None:
+    """Goal observations become vectors in gymnasium's order, or stay as they are."""
+    played = maze[data_format]
+    data = open_dataset(f"minari://maze/{data_format}-v0", end_at_success=False)
+    columns, space = played.column("observations"), data.metadata.observation_space
+    flat = np.stack([gym.spaces.flatten(space, row["observations"]) for row in played.rows])
+    np.testing.assert_array_equal(data.observations, flat.astype(np.float32))
+    assert (data.obs_dim, data.act_dim, data.num_episodes) == (8, 2, 3)
+    kept: Any = open_dataset(
+        f"minari://maze/{data_format}-v0", end_at_success=False, observations="keep"
+    ).observations
+    np.testing.assert_array_equal(kept["desired_goal"], columns["desired_goal"].astype(np.float32))
+    assert data.metadata.score_range == (0.5, 20.0)
 
 
 # --- tasks that go on after the goal ---
