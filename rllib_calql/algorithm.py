@@ -18,7 +18,14 @@ from rllib_calql.checkpoint import Checkpoints, checkpoint_weights
 from rllib_calql.config import CalQLConfig
 from rllib_calql.core.update import CalQLUpdate
 from rllib_calql.data.replay_files import ReplayFiles
-from rllib_calql.dataset import check_capacity, observation_statistics, open_offline_data, reference, without_rows
+from rllib_calql.dataset import (
+    check_capacity,
+    check_environment,
+    observation_statistics,
+    open_offline_data,
+    reference,
+    without_rows,
+)
 from rllib_calql.metrics import RunSummary, WeightedMeans, evaluation_scores, normalized_score
 from rllib_calql.old_stack.policy import CalQLTorchPolicy
 from rllib_calql.old_stack.training import PolicyStack
@@ -67,6 +74,8 @@ class CalQL(Checkpoints, CQL):
         observation_space, action_space = self.stack.spaces
         offline = open_offline_data(given, observation_space, action_space)
         self.dataset = reference(self.config, offline)
+        if offline is not None:
+            check_environment(offline, self.stack.env)
         self.local_replay_buffer = CalQLReplayBuffer(
             observation_space.shape[0],
             action_space.shape[0],

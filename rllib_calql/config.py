@@ -24,8 +24,9 @@ from rllib_calql.checks import (
 )
 from rllib_calql.core.hyperparameters import Precision
 from rllib_calql.core.networks import ACTIVATIONS
-from rllib_calql.data import Preparation, Transitions, check_mixing_ratio
+from rllib_calql.data import Preparation, Transitions, check_mixing_ratio, open_source
 from rllib_calql.data.returns import Truncation
+from rllib_calql.envs.creation import FROM_DATASET, RECORDED
 
 
 class CalQLConfig(CQLConfig):
@@ -219,6 +220,22 @@ class CalQLConfig(CQLConfig):
         super().training(**{name: checked(name, value) for name, value in kwargs.items()})
         return self
 
+    def environment(self, env: str | type | None = NotProvided, **kwargs: Any) -> Self:
+        """Sets the environment.
+
+        Args:
+            env: As in RLlib, or "from_dataset": the environment that the dataset names (Minari's do), its
+                evaluation environment where it names two. `env_config` may then hold arguments that differ.
+            **kwargs: As in RLlib.
+
+        Returns:
+            This updated config.
+        """
+        if env is not NotProvided and env != self.env:
+            self.env_config.pop(RECORDED, None)
+        super().environment(env, **kwargs)
+        return self
+
     def offline_data(
         self,
         *,
@@ -238,6 +255,7 @@ class CalQLConfig(CQLConfig):
             This updated config.
         """
         if input_ is not NotProvided:
+            self.env_config.pop(RECORDED, None)
             self.input_ = str(input_) if isinstance(input_, Path) else input_
         if input_config is not NotProvided:
             self.input_config = dict(input_config)
@@ -297,10 +315,25 @@ class CalQLConfig(CQLConfig):
 
     def validate(self) -> None:
         """Refuses settings that are unknown, out of range, in conflict, or would be ignored."""
+        self._find_recorded_environment()
         self._validate_rllib_settings()
         super().validate()
         self._validate_ranges()
         self._validate_data()
+
+    def _find_recorded_environment(self) -> None:
+        """Asks the dataset in which environment it was recorded, once."""
+        if self.env != FROM_DATASET or RECORDED in self.env_config:
+            return
+        if self.input_ == "sampler" or (callable(self.input_) and not isinstance(self.input_, Transitions)):
+            raise ValueError(f"environment({FROM_DATASET!r}) needs a dataset: set offline_data(input_=...) to one")
+        options = {name: value for name, value in self.input_config.items() if name != "actions_normalized"}
+        environment = open_source(self.input_, **options).metadata.environment
+        if environment is None:
+            raise ValueError(
+                "the dataset does not say in which environment it was recorded: set environment(...) to one"
+            )
+        self.env_config[RECORDED] = environment
 
     def _validate_rllib_settings(self) -> None:
         if self.enable_rl_module_and_learner or self.enable_env_runner_and_connector_v2:

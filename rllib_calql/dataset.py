@@ -5,10 +5,13 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from rllib_calql.config import CalQLConfig
 from rllib_calql.data import DatasetError, DatasetWarning, Preparation, Transitions, check_fits, open_dataset
+from rllib_calql.envs.creation import FROM_DATASET
+from rllib_calql.envs.recorded import differences
 
 # Stands in a config for rows that were given in memory: neither env runners nor checkpoints shall carry them.
 IN_MEMORY = "memory://"
@@ -78,6 +81,18 @@ def check_same_data(saved: dict[str, str] | None, here: dict[str, str] | None, o
             f"{difference}: use the same data, or CalQL.from_checkpoint(path, input_=...) to go on with others"
         )
     warnings.warn(f"{difference}: going on with these", DatasetWarning, stacklevel=4)
+
+
+def check_environment(data: Transitions, env: Any) -> None:
+    """Warns (DatasetWarning) where the configured environment is another than the data were recorded in."""
+    found = differences(data.metadata, env) if isinstance(env, gym.Env) else []
+    if found:
+        warnings.warn(
+            f"the dataset was recorded in another environment than the configured one: {'; '.join(found)}. "
+            f"environment({FROM_DATASET!r}) takes the recorded one",
+            DatasetWarning,
+            stacklevel=2,
+        )
 
 
 def observation_statistics(data: Transitions) -> dict[str, np.ndarray]:

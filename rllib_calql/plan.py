@@ -13,7 +13,7 @@ from rllib_calql.checkpoint import checkpoint_weights
 from rllib_calql.config import CalQLConfig
 from rllib_calql.core.hyperparameters import UpdateConfig
 from rllib_calql.core.update import CalQLUpdate
-from rllib_calql.dataset import check_capacity, open_offline_data
+from rllib_calql.dataset import check_capacity, check_environment, open_offline_data
 from rllib_calql.envs.creation import make_env
 
 
@@ -25,8 +25,13 @@ def make_plan(config: CalQLConfig) -> dict[str, dict[str, Any]]:
     """
     config = config.copy(copy_frozen=False)
     config.validate()
-    observation_space, action_space, environment = _spaces(config)
+    env = None if config.env is None else make_env(config.env, config.env_config)
+    observation_space, action_space, environment = _spaces(config, env)
     data = open_offline_data(config, observation_space, action_space)
+    if data is not None:
+        check_environment(data, env)
+    if env is not None:
+        env.close()
     update = CalQLUpdate(
         observation_space.shape[0], action_space.shape[0], UpdateConfig.from_settings(vars(config))
     )
@@ -72,16 +77,15 @@ def make_plan(config: CalQLConfig) -> dict[str, dict[str, Any]]:
     return plan
 
 
-def _spaces(config: CalQLConfig) -> tuple[gym.spaces.Box, gym.spaces.Box, dict[str, Any]]:
+def _spaces(config: CalQLConfig, env: gym.Env | None) -> tuple[gym.spaces.Box, gym.spaces.Box, dict[str, Any]]:
     """Spaces as the policy sees them, from the environment or, without one, from the config."""
-    if config.env is None:
+    if env is None:
         if config.observation_space is None or config.action_space is None:
             raise ValueError(
                 "without an environment the config needs its spaces: "
                 "environment(observation_space=..., action_space=...)"
             )
         return config.observation_space, config.action_space, {"id": "none"}
-    env = make_env(config.env, config.env_config)
     observation_space = ModelCatalog.get_preprocessor_for_space(env.observation_space).observation_space
     described = {
         "id": str(config.env),
@@ -91,5 +95,4 @@ def _spaces(config: CalQLConfig) -> tuple[gym.spaces.Box, gym.spaces.Box, dict[s
     }
     action_space = env.action_space
     check_capacity(config, env)
-    env.close()
     return observation_space, action_space, described

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry
+
+from rllib_calql.envs.recorded import make_recorded
+
+# In the place of an environment's name: the one that the dataset was recorded in.
+FROM_DATASET = "from_dataset"
+# Where its description is in env_config; what else is there are arguments for it.
+RECORDED = "recorded"
+
+
+def make_from_dataset(env_config: Mapping[str, Any]) -> gym.Env:
+    """The recorded environment, see `CalQLConfig.environment`."""
+    if RECORDED not in env_config:
+        raise ValueError(
+            f"environment({FROM_DATASET!r}) is for CalQL, whose dataset says what was recorded; in other configs "
+            f"give the JSON of a gymnasium EnvSpec as env_config={{{RECORDED!r}: ...}}"
+        )
+    kwargs = {name: value for name, value in env_config.items() if name != RECORDED}
+    return make_recorded(env_config[RECORDED], **kwargs)
 
 
 def make_env(name: Any, env_config: dict[str, Any]) -> gym.Env:
