@@ -1,4 +1,4 @@
-"""A process killed with SIGKILL in the middle of the online phase; a new one goes on from its last checkpoint."""
+"""Processes killed with SIGKILL; new ones go on from the last checkpoint as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -12,59 +12,63 @@ from typing import Any
 import pytest
 
 from tests.conftest import collect_pendulum
-from tests.test_resume import deterministic, small_config
+from tests.crash_driver import ITERATIONS, MOMENTS, settings, train
 
-ITERATIONS = 6  # 2 offline, 4 online
-KILLED_AFTER = 4
-
-# Arguments: folder of the checkpoint; "kill" or "resume".
-PROGRAM = f"""
-import json, os, signal, sys
-import ray, torch
-from rllib_calql import CalQL
-from tests.conftest import collect_pendulum
-from tests.test_resume import deterministic, small_config
-
-folder, what = sys.argv[1:]
-torch.set_num_threads(1)
-ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
-if what == "kill":
-    algo = small_config(collect_pendulum(20), 0).build_algo()
-    for _ in range({KILLED_AFTER}):
-        algo.train()
-    algo.save(folder)
-    def die(*args, **kwargs):
-        os.kill(os.getpid(), signal.SIGKILL)
-    algo.update.update_targets = die  # in the middle of the next iteration's updates
-    algo.train()
-else:
-    algo = CalQL.from_checkpoint(folder, input_=collect_pendulum(20))
-    for _ in range({ITERATIONS - KILLED_AFTER}):
-        print("BLOCK", json.dumps(deterministic(algo.train()["calql"])), flush=True)
-"""
+Blocks = dict[int, dict[str, Any]]
 
 
-def run(folder: Path, what: str) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).resolve().parents[1]
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(folder), what],
-        cwd=root,
+def drive(folder: Path, moment: str, given: dict[str, Any]) -> Blocks:
+    """Runs the driver in a process of its own until it dies at the moment; what its iterations reported."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.crash_driver", str(folder), moment, json.dumps(given)],
+        cwd=Path(__file__).resolve().parents[1],
         capture_output=True,
         text=True,
         timeout=280,
         check=False,
     )
+    assert done.returncode == (0 if moment == "never" else -signal.SIGKILL), done.stderr[-3000:]
+    return reported(done.stdout)
+
+
+def reported(output: str) -> Blocks:
+    lines = [line.removeprefix("BLOCK ") for line in output.splitlines() if line.startswith("BLOCK")]
+    return dict(json.loads(line) for line in lines)
+
+
+def uninterrupted(given: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> Blocks:
+    algo = settings(collect_pendulum(20), **given).build_algo()
+    train(algo, None)
+    algo.stop()
+    return reported(capsys.readouterr().out)
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    killed = run(tmp_path, "kill")
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    resumed = run(tmp_path, "resume")
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
-    found = [json.loads(line.removeprefix("BLOCK ")) for line in resumed.stdout.splitlines() if "BLOCK" in line]
+def test_killed_while_it_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = drive(tmp_path, "manifest", {})
+    assert list(first) == [1, 2, 3, 4, 5]
+    second = drive(tmp_path, "never", {})
+    assert list(second) == [5, 6]  # the checkpoint of iteration 5 was not whole
+    assert {**first, **second} == uninterrupted({}, capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
-    algo = small_config(collect_pendulum(20), 0).build_algo()
-    expected: list[dict[str, Any]] = [deterministic(algo.train()["calql"]) for _ in range(ITERATIONS)]
-    algo.stop()
-    assert found == json.loads(json.dumps(expected[KILLED_AFTER:]))
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    "given",
+    [{"stack": "policy"}, {"stack": "policy", "num_env_runners": 1}],
+    ids=lambda given: "-".join(map(str, given.values())),
+)
+def test_killed_at_every_moment_in_turn(
+    tmp_path: Path, given: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One run, killed seven times: in both phases, at the switch, and in the middle of checkpoints."""
+    expected = uninterrupted(given, capsys)
+    found: Blocks = {}
+    for moment in [*MOMENTS, "never"]:
+        blocks = drive(tmp_path, moment, given)
+        for number, block in blocks.items():  # an iteration done again gives the same
+            assert block == expected[number], (moment, number)
+        found.update(blocks)
+    assert list(found) == list(range(1, ITERATIONS + 1))
