@@ -249,7 +249,8 @@ class CalQLConfig(CQLConfig):
             input_: What `open_dataset` opens: `d4rl://NAME`, `pointmaze://NAME` or a file; or `Transitions`,
                 or a function without arguments that returns them.
             input_config: Options of the reader (`open_dataset`'s keywords), and `actions_normalized=True`
-                where the data's actions are in [-1, 1] and not in the environment's bounds.
+                where the data's actions are in [-1, 1] and not in the environment's bounds (as they are in
+                RLlib's own logs, where it is the default).
 
         Returns:
             This updated config.

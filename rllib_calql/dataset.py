@@ -36,7 +36,7 @@ def open_offline_data(config: CalQLConfig, observation_space: Any, action_space:
     if config.input_ == "sampler":
         return None
     options = dict(config.input_config)
-    normalized = options.pop("actions_normalized", False)
+    normalized = options.pop("actions_normalized", None)
     if options and not isinstance(config.input_, str):
         raise ValueError(f"input_config {options} is for datasets opened by name or path, not for given ones")
     if isinstance(config.input_, Transitions):
@@ -50,6 +50,8 @@ def open_offline_data(config: CalQLConfig, observation_space: Any, action_space:
     else:
         raw = open_dataset(config.input_, **options)
     check_fits(raw, observation_space, action_space)
+    if normalized is None:
+        normalized = raw.metadata.actions_normalized
     bounds = {} if normalized else {"action_low": action_space.low, "action_high": action_space.high}
     prepared: Preparation = config.preparation(**bounds)
     return prepared(raw)

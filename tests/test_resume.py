@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 SMALL = {"fcnet_hiddens": [16, 16]}
 
 
-def small_config(data: Transitions | str, num_env_runners: int, **training: Any) -> CalQLConfig:
+def small_config(data: Transitions | Path | str, num_env_runners: int, **training: Any) -> CalQLConfig:
     settings = {
         "num_offline_updates": 20,
         "num_online_env_steps": 10_000,

@@ -51,8 +51,9 @@ class CalQLInputReader(InputReader):
         if ioctx.worker is not None:
             for policy in ioctx.worker.policy_map.values():
                 check_fits(raw, policy.observation_space, policy.action_space)
-                settings.setdefault("action_low", policy.action_space.low)
-                settings.setdefault("action_high", policy.action_space.high)
+                if not raw.metadata.actions_normalized:
+                    settings.setdefault("action_low", policy.action_space.low)
+                    settings.setdefault("action_high", policy.action_space.high)
         self._batch_size = ioctx.config["train_batch_size"]
         rows = Preparation(**settings)(raw)
         self._replay = MixedReplay(rows, 1, 1.0, seed, rows.obs_dim, rows.act_dim)

@@ -103,15 +103,17 @@ class EpisodeReader:
                         fragment = _episode(item)
                     except DatasetError as error:
                         raise DatasetError(f"{path}, row {row}: {error}") from error
-                    if len(fragment.rows):
+                    if fragment is not None:
                         yield fragment
                     row += 1
 
 
-def _episode(item: bytes | None) -> Fragment:
-    """A `SingleAgentEpisode`'s state."""
+def _episode(item: bytes | None) -> Fragment | None:
+    """The steps in a `SingleAgentEpisode`'s state; None where it has only begun."""
     try:
         state = msgpack.unpackb(item, object_hook=_array, strict_map_key=False)
+        if len(state["rewards"]["data"]) == state["rewards"]["lookback"]:
+            return None
         rewards = check_numbers(_data(state["rewards"]))
         observations, actions = _data(state["observations"]), _data(state["actions"])
         terminated, truncated = bool(state["is_terminated"]), bool(state["is_truncated"])
