@@ -40,7 +40,10 @@ def info(ctx: typer.Context, options: InfoOptions) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions(ReadOptions):
-    env: Annotated[str | None, typer.Option("--env", "-e", help="Gymnasium id; `module:id` imports first.")] = None
+    env: Annotated[
+        str | None,
+        typer.Option("--env", "-e", help="Gymnasium id, module:id imports first; default: as recorded, if it is."),
+    ] = None
     env_config: Annotated[str, typer.Option(help="JSON or YAML mapping: arguments of the environment.")] = "{}"
     config: Annotated[
         str,

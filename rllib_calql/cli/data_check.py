@@ -11,12 +11,13 @@ import gymnasium as gym
 import typer
 
 from rllib_calql.cli.common import UserError, counting
-from rllib_calql.data import Preparation, open_source
+from rllib_calql.data import DatasetError, Preparation, open_source
 from rllib_calql.data.calibration import calibration_findings
 from rllib_calql.data.findings import Finding, row_findings, same_shapes, space_findings
 from rllib_calql.data.rows import Source
 from rllib_calql.data.summary import Summary, summarise
 from rllib_calql.envs import register
+from rllib_calql.envs.recorded import differences, make_recorded
 from rllib_calql.envs.replay import Replay, logged_steps, replay
 
 # The settings of `CalQLConfig` that decide what the bound is, and what `Preparation` calls them.
@@ -55,10 +56,11 @@ def run(
     if env_config and env_id is None:
         raise UserError("--env-config needs --env")
     source = open_source(uri, **reader_options)
-    env = None if env_id is None else _make(env_id, env_config)
+    findings: list[Finding] = []
+    env = _recorded(source, findings) if env_id is None else _make(env_id, env_config)
     with counting("reading", source.metadata.num_rows) as read:
         summary = summarise(source, read)
-    findings = [*row_findings(summary)]
+    findings += row_findings(summary)
     if env is not None:
         findings += _in_environment(source, summary, env, num_replayed)
         env.close()
@@ -89,7 +91,23 @@ def _make(env_id: str, env_config: dict[str, Any]) -> gym.Env:
         raise UserError(f"--env {env_id}: {error}") from error
 
 
+def _recorded(source: Source, findings: list[Finding]) -> gym.Env | None:
+    """The environment that the data were recorded in, where they say so."""
+    if source.metadata.environment is None:
+        findings.append(Finding("note", "no environment: name one with --env to compare"))
+        return None
+    try:
+        env = make_recorded(source.metadata.environment)
+    except DatasetError as error:
+        findings.append(Finding("note", str(error)))
+        return None
+    findings.append(Finding("fine", f"compared with the recorded environment {env.spec.id if env.spec else env}"))
+    return env
+
+
 def _in_environment(source: Source, summary: Summary, env: gym.Env, num_replayed: int) -> Iterator[Finding]:
+    for difference in differences(source.metadata, env):
+        yield Finding("warning", f"recorded in another environment: {difference}", "see env_config")
     yield from space_findings(summary, env)
     if not num_replayed or not same_shapes(summary, env):
         return
