@@ -72,7 +72,8 @@ class CalQL(Checkpoints, CQL):
         self.summary = RunSummary()
         self.stack = PolicyStack(self)
         observation_space, action_space = self.stack.spaces
-        offline = open_offline_data(given, observation_space, action_space)
+        data = open_offline_data(given, observation_space, action_space)
+        offline, self.reward_factor, self.score_range = data
         self.dataset = reference(self.config, offline)
         if offline is not None:
             check_environment(offline, self.stack.env)
@@ -80,7 +81,7 @@ class CalQL(Checkpoints, CQL):
             observation_space.shape[0],
             action_space.shape[0],
             offline,
-            self.config.preparation(),
+            self.config.preparation(self.reward_factor),
             self.config.online_capacity,
             self.config.mixing_ratio,
             self.config.seed,
@@ -183,15 +184,15 @@ class CalQL(Checkpoints, CQL):
             self._collect()
 
     def _training_score(self, episode: Episode) -> float:
-        if self.config.score_range is None:
+        if self.score_range is None:
             return float(episode.succeeded)
-        return normalized_score(float(episode.rows.rewards.sum()), self.config.score_range)
+        return normalized_score(float(episode.rows.rewards.sum()), self.score_range)
 
     def _calql_block(self, phase: str, results: Mapping[str, Any]) -> dict[str, Any]:
         scores: dict[str, float] = {}
         if EVALUATION_RESULTS in results:
             evaluation = results[EVALUATION_RESULTS].get(ENV_RUNNER_RESULTS, {})
-            scores = evaluation_scores(evaluation, self.config.score_range)
+            scores = evaluation_scores(evaluation, self.score_range)
             if "normalized_score" in scores:
                 self.summary.add_evaluation(scores["normalized_score"], online=phase == "online")
         figures = {"phase": phase, "num_updates": self.stack.num_updates, **self.summary.figures()}

@@ -117,6 +117,8 @@ class Checkpoints(Algorithm):
 
     config: CalQLConfig
     dataset: dict[str, str] | None  # name and fingerprint
+    reward_factor: float
+    score_range: tuple[float, float] | None
     summary: RunSummary
     stack: Any
     _replay_files: ReplayFiles
@@ -230,6 +232,9 @@ class Checkpoints(Algorithm):
             algorithm_class, config = saved_config(folder)
             if input_ is not None:
                 config.offline_data(input_=input_)
+                # Rewards keep the scale that the critics have learned, whatever these data's returns are.
+                factor = json.loads((folder / RUN).read_text())["reward_factor"]
+                config.training(reward_scale=config.reward_scale * factor, normalize_reward=False)
             try:
                 algorithm = algorithm_class(config)
             except DatasetError as error:
@@ -272,6 +277,8 @@ class Checkpoints(Algorithm):
         return {
             "training_iteration": self.training_iteration,
             "dataset": self.dataset,
+            "reward_factor": self.reward_factor,
+            "score_range": self.score_range,
             "summary": self.summary.get_state(),
             "replay": self.local_replay_buffer.get_state(),
             "runners": runners,

@@ -163,6 +163,7 @@ _FLOATS = (
 _BOOLS = (
     "overlap_sampling",
     "normalize_observations",
+    "normalize_reward",
     "critic_layer_norm",
     "orthogonal_init",
     "learn_alpha",

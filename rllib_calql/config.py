@@ -25,7 +25,9 @@ from rllib_calql.checks import (
 from rllib_calql.core.hyperparameters import Precision
 from rllib_calql.core.networks import ACTIVATIONS
 from rllib_calql.data import Preparation, Transitions, check_mixing_ratio, open_source
+from rllib_calql.data.reference_scores import reference_scores
 from rllib_calql.data.returns import Truncation
+from rllib_calql.data.sources.d4rl_tasks import TASKS
 from rllib_calql.envs.creation import FROM_DATASET, RECORDED
 
 
@@ -70,7 +72,8 @@ class CalQLConfig(CQLConfig):
         self.truncation_mode: Truncation = "stop"
         self.clip_action = 0.99999
         self.normalize_observations = False
-        self.score_range: tuple[float, float] | None = None
+        self.normalize_reward = False
+        self.score_range: tuple[float, float] | str | None = None
         # networks
         self.num_critics = 2
         self.num_target_critics: int | None = None
@@ -133,7 +136,8 @@ class CalQLConfig(CQLConfig):
         truncation_mode: Truncation = NotProvided,
         clip_action: float = NotProvided,
         normalize_observations: bool = NotProvided,
-        score_range: Sequence[float] | None = NotProvided,
+        normalize_reward: bool = NotProvided,
+        score_range: Sequence[float] | str | None = NotProvided,
         num_critics: int = NotProvided,
         num_target_critics: int | None = NotProvided,
         critic_layer_norm: bool = NotProvided,
@@ -182,8 +186,11 @@ class CalQLConfig(CQLConfig):
                 (the last reward for ever) or "drop" (no bound for such episodes).
             clip_action: Data actions are kept inside +-this (atanh(1) is infinite).
             normalize_observations: Normalise by the offline data's mean and standard deviation, everywhere.
-            score_range: Episode returns that count as 0 and 1 in `normalized_score`; by default the score
-                is the success rate.
+            normalize_reward: Before `reward_scale`, multiply rewards by 1000 over the range of the offline
+                data's episode returns (CORL's rule for locomotion).
+            score_range: Episode returns that count as 0 and 1 in `normalized_score`: two numbers, or the name
+                of a D4RL task for its reference scores. By default what the dataset knows of itself, else the
+                score is the success rate.
             num_critics: Size E of the ensemble of critics.
             num_target_critics: Random subset of target critics whose minimum makes the TD target (all).
             critic_layer_norm: LayerNorm before each hidden activation of the critics.
@@ -294,11 +301,16 @@ class CalQLConfig(CQLConfig):
         else:
             setattr(self, name, checked(name, value))
 
-    def preparation(self, **bounds: Any) -> Preparation:
-        """What is done to rewards, actions and returns; `bounds` are `action_low` and `action_high`."""
+    def preparation(self, reward_factor: float = 1.0, **bounds: Any) -> Preparation:
+        """What is done to rewards, actions and returns.
+
+        Args:
+            reward_factor: the offline data's `return_factor`, where `normalize_reward` is set.
+            **bounds: `action_low` and `action_high`.
+        """
         return Preparation(
             gamma=self.gamma,
-            reward_scale=self.reward_scale,
+            reward_scale=self.reward_scale * reward_factor,
             reward_bias=self.reward_bias,
             sparse_failure_reward=self.sparse_failure_reward,
             truncation=self.truncation_mode,
@@ -379,8 +391,12 @@ class CalQLConfig(CQLConfig):
             raise ValueError(f"clip_diff_min={self.clip_diff_min} is above clip_diff_max={self.clip_diff_max}")
         if self.lagrangian and self.min_q_weight == 0.0:
             raise ValueError("lagrangian=True weighs a conservative term that min_q_weight=0 switches off")
-        if self.score_range is not None and not is_interval(self.score_range):
-            raise ValueError(f"score_range must be [low, high] with low < high, not {self.score_range!r}")
+        scores = self.score_range
+        known = scores in TASKS and reference_scores(scores) if isinstance(scores, str) else is_interval(scores)
+        if scores is not None and not known:
+            raise ValueError(
+                f"score_range must be [low, high] with low < high, or a D4RL task that has scores, not {scores!r}"
+            )
         entropy = self.target_entropy
         numeric = isinstance(entropy, (int, float)) and not isinstance(entropy, bool)
         if entropy not in (None, "auto") and not numeric:
@@ -407,8 +423,9 @@ class CalQLConfig(CQLConfig):
         path = self.load_weights_from
         if path is not None and not isinstance(path, (str, Path)):
             raise ValueError(f"load_weights_from must be the path of a checkpoint, not {path!r}")
-        if not has_data and self.normalize_observations:
-            raise ValueError("normalize_observations takes its figures from the offline data, and there are none")
+        for name in ("normalize_observations", "normalize_reward"):
+            if not has_data and getattr(self, name):
+                raise ValueError(f"{name} takes its figures from the offline data, and there are none")
         if has_data and not (isinstance(self.input_, (str, Transitions)) or callable(self.input_)):
             raise ValueError(
                 "input_ must be a path, a URI, Transitions or a function that returns them, not "

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 
 from rllib_calql.config import CalQLConfig
 from rllib_calql.data import DatasetError, DatasetWarning, Preparation, Transitions, check_fits, open_dataset
+from rllib_calql.data.prepare import episode_returns, return_factor
+from rllib_calql.data.summary import Moments
 from rllib_calql.envs.creation import FROM_DATASET
 from rllib_calql.envs.recorded import differences
+from rllib_calql.metrics import score_range
 
 # Stands in a config for rows that were given in memory: neither env runners nor checkpoints shall carry them.
 IN_MEMORY = "memory://"
@@ -27,14 +30,22 @@ def without_rows(config: CalQLConfig) -> CalQLConfig:
     return light
 
 
-def open_offline_data(config: CalQLConfig, observation_space: Any, action_space: Any) -> Transitions | None:
-    """The config's dataset, checked against the spaces and prepared; None where there is none.
+class OfflineData(NamedTuple):
+    """The offline dataset of a run, and what the run takes from it."""
+
+    rows: Transitions | None  # prepared; None where there is no dataset
+    reward_factor: float  # of `normalize_reward`: what online rewards are multiplied by, too
+    score_range: tuple[float, float] | None  # episode returns that score 0 and 1, where config or data know them
+
+
+def open_offline_data(config: CalQLConfig, observation_space: Any, action_space: Any) -> OfflineData:
+    """The config's dataset, checked against the spaces and prepared.
 
     Raises:
         DatasetError: missing, unreadable, invalid, or of other dimensions than the environment.
     """
     if config.input_ == "sampler":
-        return None
+        return OfflineData(None, 1.0, score_range(config.score_range))
     options = dict(config.input_config)
     normalized = options.pop("actions_normalized", None)
     if options and not isinstance(config.input_, str):
@@ -53,8 +64,9 @@ def open_offline_data(config: CalQLConfig, observation_space: Any, action_space:
     if normalized is None:
         normalized = raw.metadata.actions_normalized
     bounds = {} if normalized else {"action_low": action_space.low, "action_high": action_space.high}
-    prepared: Preparation = config.preparation(**bounds)
-    return prepared(raw)
+    factor = return_factor(episode_returns(raw)) if config.normalize_reward else 1.0
+    prepared: Preparation = config.preparation(factor, **bounds)
+    return OfflineData(prepared(raw), factor, score_range(config.score_range) or raw.metadata.score_range)
 
 
 def reference(config: CalQLConfig, data: Transitions | None) -> dict[str, str] | None:
@@ -99,9 +111,9 @@ def check_environment(data: Transitions, env: Any) -> None:
 
 def observation_statistics(data: Transitions) -> dict[str, np.ndarray]:
     """The normaliser's weights: `obs_mean` and `obs_std`, (obs_dim,); a constant entry keeps its scale."""
-    std = data.observations.std(axis=0, dtype=np.float64)
-    mean = data.observations.mean(axis=0, dtype=np.float64)
-    return {"obs_mean": mean, "obs_std": np.where(std > 1e-6, std, 1.0)}
+    moments = Moments(data.observations)
+    moments.add(data.observations)
+    return {"obs_mean": moments.mean, "obs_std": np.where(moments.std > 1e-6, moments.std, 1.0)}
 
 
 def check_capacity(config: CalQLConfig, env: Any) -> None:

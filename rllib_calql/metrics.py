@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rllib_calql.data.reference_scores import reference_scores
+
 # The first evaluations of the online phase in which a dip at the switch would show.
 SWITCH_WINDOW = 5
 
@@ -33,6 +35,11 @@ def evaluation_scores(
     if score_range is not None and episode_return is not None and math.isfinite(episode_return):
         scores["normalized_score"] = normalized_score(episode_return, score_range)
     return scores
+
+
+def score_range(setting: Any) -> tuple[float, float] | None:
+    """The config's `score_range` as numbers: a D4RL task's name stands for its reference scores."""
+    return reference_scores(setting) if isinstance(setting, str) else setting and tuple(setting)
 
 
 def normalized_score(episode_return: float, score_range: tuple[float, float]) -> float:

@@ -27,7 +27,7 @@ def make_plan(config: CalQLConfig) -> dict[str, dict[str, Any]]:
     config.validate()
     env = None if config.env is None else make_env(config.env, config.env_config)
     observation_space, action_space, environment = _spaces(config, env)
-    data = open_offline_data(config, observation_space, action_space)
+    data = open_offline_data(config, observation_space, action_space).rows
     if data is not None:
         check_environment(data, env)
     if env is not None:

@@ -12,6 +12,7 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
 from rllib_calql.data import DatasetError, DatasetWarning, Preparation, Transitions, check_fits, open_dataset
+from rllib_calql.data.prepare import episode_returns, return_factor
 from tests.shared import shared_path
 from tests.test_d4rl import write
 
@@ -255,3 +256,14 @@ def test_pipeline_golden_of_adroit(tmp_path: Path) -> None:
     # The golden's next observations are made up and follow from no row; ours are the next row's, or at a
     # success (whose next observation counts for nothing) its own.
     np.testing.assert_allclose(result["next_observations"], result["observations"][[1, 2, 3, 3, 4, 6, 6]])
+
+
+def test_return_factor_makes_returns_range_over_a_thousand() -> None:
+    raw = raw_rows(rewards=(1, 2, 3, -4, 2))  # returns 6 and -2
+    np.testing.assert_array_equal(episode_returns(raw), [6, -2])
+    factor = return_factor(episode_returns(raw))
+    assert factor == 125.0
+    data = prepare(raw, reward_scale=2.0 * factor, reward_bias=1.0)
+    np.testing.assert_array_equal(data.rewards, [251, 501, 751, -999, 501])
+    with pytest.raises(DatasetError, match=r"every episode .* return 1, .* normalize_reward=False"):
+        return_factor(np.ones(3))

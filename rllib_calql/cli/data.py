@@ -51,7 +51,7 @@ class CheckOptions(ReadOptions):
             "--config",
             "-c",
             help="JSON or YAML mapping: the settings you will train with, of gamma, reward_scale, reward_bias, "
-            "sparse_failure_reward, truncation_mode.",
+            "sparse_failure_reward, truncation_mode, normalize_reward.",
         ),
     ] = "{}"
     replay: Annotated[int, typer.Option(min=0, help="How many transitions to try in the environment.")] = 250

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import gymnasium as gym
@@ -14,6 +14,7 @@ from rllib_calql.cli.common import UserError, counting
 from rllib_calql.data import DatasetError, Preparation, open_source
 from rllib_calql.data.calibration import calibration_findings
 from rllib_calql.data.findings import Finding, row_findings, same_shapes, space_findings
+from rllib_calql.data.prepare import return_factor
 from rllib_calql.data.rows import Source
 from rllib_calql.data.summary import Summary, summarise
 from rllib_calql.envs import register
@@ -47,12 +48,7 @@ def run(
         UserError: no such environment or setting. DatasetError: the data cannot be read.
         typer.Exit: code 1 where there is a warning.
     """
-    if unknown := sorted(config.keys() - SETTINGS.keys()):
-        raise UserError(f"--config: {', '.join(unknown)} has no part in the bound; {', '.join(SETTINGS)} have")
-    try:
-        preparation = Preparation(**{SETTINGS[name]: value for name, value in config.items()})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--config: {error}") from error
+    normalize_reward, preparation = _preparation(config)
     if env_config and env_id is None:
         raise UserError("--env-config needs --env")
     source = open_source(uri, **reader_options)
@@ -64,6 +60,9 @@ def run(
     if env is not None:
         findings += _in_environment(source, summary, env, num_replayed)
         env.close()
+    if normalize_reward and summary.num_episodes:
+        factor = return_factor(summary.returns)
+        preparation = replace(preparation, reward_scale=preparation.reward_scale * factor)
     findings += calibration_findings(summary, preparation)
     warnings = sum(finding.kind == "warning" for finding in findings)
     if as_json:
@@ -78,6 +77,19 @@ def run(
         typer.echo(f"{warnings} warning{'' if warnings == 1 else 's'}")
     if warnings:
         raise typer.Exit(1)
+
+
+def _preparation(config: dict[str, Any]) -> tuple[bool, Preparation]:
+    """`normalize_reward`, whose factor the data decide, and all other settings."""
+    config = dict(config)
+    normalize_reward = config.pop("normalize_reward", False)
+    if unknown := sorted(config.keys() - SETTINGS.keys()):
+        known = ", ".join([*SETTINGS, "normalize_reward"])
+        raise UserError(f"--config: {', '.join(unknown)} has no part in the bound; {known} have")
+    try:
+        return bool(normalize_reward), Preparation(**{SETTINGS[name]: value for name, value in config.items()})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--config: {error}") from error
 
 
 def _make(env_id: str, env_config: dict[str, Any]) -> gym.Env:

@@ -138,8 +138,8 @@ def summarise(episodes: list[SingleAgentEpisode], trained: Trained) -> dict[str,
         "return_std": float(np.std(returns)),
         "length_mean": float(np.mean(lengths)),
     }
-    if score_range := trained.config.get("score_range"):
-        summary["normalized_score"] = normalized_score(summary["return_mean"], score_range)
+    if trained.score_range is not None:
+        summary["normalized_score"] = normalized_score(summary["return_mean"], trained.score_range)
     found = [succeeded(episode, trained.reward_means_success) for episode in episodes]
     successes = [success for success in found if success is not None]
     if len(successes) == len(episodes):

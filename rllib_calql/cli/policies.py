@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.policy.policy import Policy
 from ray.rllib.utils.typing import ActionConnectorDataType, AgentConnectorDataType
 
+from rllib_calql.checkpoint import RUN
 from rllib_calql.cli.common import UserError
 from rllib_calql.cli.experiments import algorithm_class
 from rllib_calql.old_stack.policy import CalQLTorchPolicy
@@ -48,6 +50,7 @@ class Trained:
     model: Any  # RLlib's policy, or its RLModule
     # CalQL's tasks are sparse: where the environment does not speak of success, ending with a reward is one.
     reward_means_success: bool = False
+    score_range: tuple[float, float] | None = None  # episode returns that score 0 and 1, as the run knew them
 
 
 def restored(checkpoint: Path, algo: str | None = None) -> Trained:
@@ -62,7 +65,9 @@ def restored(checkpoint: Path, algo: str | None = None) -> Trained:
         # Tune trains a subclass, made on the fly, of the same name.
         if stored.__name__ != algorithm_class(algo).__name__:
             raise UserError(f"--algo {algo}: the checkpoint is of {stored.__name__}")
-    return _new_stack(checkpoint) if new_stack else _old_stack(checkpoint)
+    trained = _new_stack(checkpoint) if new_stack else _old_stack(checkpoint)
+    run = checkpoint / RUN
+    return replace(trained, score_range=json.loads(run.read_text())["score_range"]) if run.is_file() else trained
 
 
 def _old_stack(checkpoint: Path) -> Trained:

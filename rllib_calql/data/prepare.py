@@ -13,6 +13,9 @@ from rllib_calql.data.errors import DatasetError, DatasetWarning
 from rllib_calql.data.returns import Truncation, check_return_settings, return_to_go
 from rllib_calql.data.transitions import Transitions
 
+# With `return_factor` the best and the worst episode differ by so much: the steps of D4RL's locomotion tasks, so
+# that rewards are about 1 a step.
+RETURN_RANGE = 1000.0
 # Actions are looked through so many rows at a time.
 _BLOCK_ROWS = 1 << 16
 
@@ -121,6 +124,29 @@ class Preparation:
             scaling = ActionScaling(self.clip_action, low, high)
         _warn_of_actions_outside(actions, scaling)
         return scaling
+
+
+def episode_returns(data: Transitions) -> np.ndarray:
+    """(E,) float64: the sum of each episode's rewards."""
+    starts = np.append(0, data.episode_ends[:-1] + 1)
+    return np.add.reduceat(data.rewards, starts, dtype=np.float64)
+
+
+def return_factor(returns: np.ndarray) -> float:
+    """What rewards are multiplied by so that episode returns (E,) range over `RETURN_RANGE`.
+
+    The rule of CORL's `normalize_reward` (corl-team/CORL, `modify_reward`), of TD3+BC's and IQL's code before it.
+
+    Raises:
+        DatasetError: all episodes have the same return.
+    """
+    low, high = float(np.min(returns)), float(np.max(returns))
+    if low == high:
+        raise DatasetError(
+            f"every episode of the data has the return {low:g}, so rewards cannot be normalised by its range: "
+            "set normalize_reward=False"
+        )
+    return RETURN_RANGE / (high - low)
 
 
 def _warn_of_actions_outside(actions: np.ndarray, scaling: ActionScaling) -> None:

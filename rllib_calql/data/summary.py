@@ -124,8 +124,8 @@ class _Gathering:
     def __init__(self, first: Rows, metadata: Metadata) -> None:
         self.metadata, self.has_next_observations = metadata, first.next_observations is not None
         leaves = [leaf for _, leaf in _leaves(first)]
-        self.columns = [_Moments(leaf) for leaf in leaves]
-        self.rewards = _Moments(first.rewards)
+        self.columns = [Moments(leaf) for leaf in leaves]
+        self.rewards = Moments(first.rewards)
         self.names = [name for name, _ in _leaves(first)]
         self.num_rows = 0
         self.episodes = _Episodes()
@@ -202,8 +202,11 @@ class _Thinned:
         return np.concatenate(self._parts)
 
 
-class _Moments:
-    """Count, extremes, mean and squared deviations of a growing column; samples are merged as Chan et al. do."""
+class Moments:
+    """Extremes, mean and deviation of a growing column (n, ...), in little memory.
+
+    Samples are merged as Chan, Golub and LeVeque (1979) do.
+    """
 
     def __init__(self, first: np.ndarray) -> None:
         self.shape, self.dtype = first.shape[1:], first.dtype
@@ -237,9 +240,16 @@ class _Moments:
         self.mean += difference * count / total
         self.count = self.count + count
 
+    @property
+    def std(self) -> np.ndarray:
+        """The standard deviation, per number of a vector."""
+        return np.sqrt(self.squares / np.maximum(self.count, 1))
+
     def result(self, name: str) -> Column:
-        std = np.sqrt(self.squares / np.maximum(self.count, 1))
-        return Column(name, self.shape, self.dtype, self.nan, self.infinite, self.low, self.high, self.mean, std)
+        """As the summary has it."""
+        return Column(
+            name, self.shape, self.dtype, self.nan, self.infinite, self.low, self.high, self.mean, self.std
+        )
 
 
 class _Episodes:
