@@ -334,5 +334,5 @@ def test_actions_outside_the_bounds_are_counted() -> None:
     data.actions[:3] = 5.0
     with pytest.warns(DatasetWarning, match="3 of 100 rows have actions outside the bounds"):
         algo = small_config(data, 0).build_algo()
-    assert algo.local_replay_buffer.replay.offline.actions.max() == np.float32(0.99999)
+    assert algo.local_replay_buffer.replay.offline.scaled_actions().max() == np.float32(0.99999)
     algo.stop()
