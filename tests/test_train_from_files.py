@@ -76,7 +76,7 @@ def test_actions_of_a_log_are_taken_as_they_are(log: Path, table: Path, pendulum
     def actions(path: Path, **input_config: Any) -> np.ndarray:
         env = gym.make("Pendulum-v1")
         config = CalQLConfig().offline_data(input_=path, input_config=input_config)
-        data = open_offline_data(config, env.observation_space, env.action_space)
+        data = open_offline_data(config, env.observation_space, env.action_space).rows
         assert data is not None
         return data.take(np.arange(len(data)))["actions"]
 
