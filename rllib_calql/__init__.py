@@ -13,6 +13,7 @@ from rllib_calql.data import Transitions, open_dataset, return_to_go
 if TYPE_CHECKING or Path(sys.argv[0] if sys.argv else "").name != "calql":
     from rllib_calql.registration import (
         CalQL,
+        CalQLCallback,
         CalQLConfig,
         CalQLInputReader,
         CalQLReplayBuffer,
@@ -22,6 +23,7 @@ if TYPE_CHECKING or Path(sys.argv[0] if sys.argv else "").name != "calql":
 __version__ = "0.1.0"
 __all__ = [
     "CalQL",
+    "CalQLCallback",
     "CalQLConfig",
     "CalQLInputReader",
     "CalQLReplayBuffer",

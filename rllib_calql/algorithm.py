@@ -14,6 +14,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.policy.policy import Policy
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS
 
+from rllib_calql.callbacks import fire_switch_to_online
 from rllib_calql.checkpoint import Checkpoints, checkpoint_weights
 from rllib_calql.config import CalQLConfig
 from rllib_calql.core.update import CalQLUpdate
@@ -143,6 +144,9 @@ class CalQL(Checkpoints, CQL):
         if self.complete:
             logger.warning("both phases are complete: this iteration trains nothing")
         online = self.phase == "online"
+        if online and not self.complete and not self.summary.switched:
+            self.summary.switched = True
+            fire_switch_to_online(self)
         if not online:
             left = self.config.num_offline_updates - self.stack.num_updates
             self._learn(min(left, self.config.min_train_updates_per_iteration), online)

@@ -70,6 +70,7 @@ class WeightedMeans:
 class RunSummary:
     """What a run has to remember across its phases; plain numbers, all in the checkpoint."""
 
+    switched: bool = False  # the online phase has begun
     num_online_env_steps: int = 0
     num_online_episodes: int = 0
     score_sum: float = 0.0  # normalised training scores of the online episodes

@@ -6,6 +6,7 @@ from ray.rllib.algorithms import registry
 from ray.tune.registry import register_env, register_input, register_trainable
 
 from rllib_calql.algorithm import CalQL
+from rllib_calql.callbacks import CalQLCallback
 from rllib_calql.config import CalQLConfig
 from rllib_calql.envs import register as register_environments
 from rllib_calql.envs.creation import FROM_DATASET, make_from_dataset
@@ -13,7 +14,7 @@ from rllib_calql.old_stack.input_reader import INPUT_NAME, CalQLInputReader, cre
 from rllib_calql.old_stack.policy import CalQLTorchPolicy
 from rllib_calql.replay_buffer import CalQLReplayBuffer
 
-__all__ = ["CalQL", "CalQLConfig", "CalQLInputReader", "CalQLReplayBuffer", "CalQLTorchPolicy"]
+__all__ = ["CalQL", "CalQLCallback", "CalQLConfig", "CalQLInputReader", "CalQLReplayBuffer", "CalQLTorchPolicy"]
 
 register_trainable("CalQL", CalQL)
 register_input(INPUT_NAME, create_input_reader)
