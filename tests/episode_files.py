@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import h5py
 import lz4.frame
 import msgpack
@@ -20,8 +21,11 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.ipc
 import pyarrow.parquet as pq
+import pytest
 
 from rllib_calql.data import Transitions
+from rllib_calql.data.sources import open_source
+from rllib_calql.data.storage_writer import write_dataset
 
 
 @dataclass
@@ -235,6 +239,50 @@ def _state(name: str, episode: Episode, piece: slice, back: int, finalized: bool
     return msgpack.packb(state, default=msgpack_numpy.encode)
 
 
+def minari_hdf5(folder: Path, episodes: list[Episode], with_next: bool, rng: np.random.Generator) -> Opened:
+    return _minari(folder, episodes, "hdf5")
+
+
+def minari_arrow(folder: Path, episodes: list[Episode], with_next: bool, rng: np.random.Generator) -> Opened:
+    return _minari(folder, episodes, "arrow")
+
+
+def _minari(folder: Path, episodes: list[Episode], data_format: str) -> Opened:
+    minari = pytest.importorskip("minari")
+    from minari.data_collector import EpisodeBuffer
+    from minari.dataset.minari_storage import MinariStorage
+
+    storage = MinariStorage.new(
+        folder,
+        data_format=data_format,
+        observation_space=gym.spaces.Box(-np.inf, np.inf, episodes[0].observations.shape[1:]),
+        action_space=gym.spaces.Box(-1, 1, episodes[0].actions.shape[1:]),
+    )
+    buffers = []
+    for number, episode in enumerate(episodes):
+        last = np.arange(1, len(episode) + 1) == len(episode)
+        buffers.append(
+            EpisodeBuffer(
+                id=number,
+                observations=episode.observations,
+                actions=episode.actions,
+                rewards=episode.rewards.astype(np.float64),
+                terminations=last & episode.terminated,
+                truncations=last & (not episode.terminated),
+            )
+        )
+    storage.update_episodes(buffers)
+    storage.update_metadata({"dataset_id": "test/same-v0", "minari_version": minari.__version__})
+    return folder, {}
+
+
+def own(folder: Path, episodes: list[Episode], with_next: bool, rng: np.random.Generator) -> Opened:
+    """Our own folder of Arrow files, converted from a table in pieces."""
+    path, _ = parquet_parts(folder, episodes, with_next, rng)
+    write_dataset(open_source(path), folder / "own")
+    return folder / "own", {}
+
+
 # Formats that can leave next observations out, and those that always have them.
 FORMATS: dict[str, Writer] = {
     "D4RL": d4rl,
@@ -244,4 +292,13 @@ FORMATS: dict[str, Writer] = {
     "Feather": feather,
     "RLlib JSON": rllib_json,
 }
-WITH_NEXT: dict[str, Writer] = {"RLlib steps": rllib_steps, "RLlib episodes": rllib_episodes}
+WITH_NEXT: dict[str, Writer] = {
+    "RLlib steps": rllib_steps,
+    "RLlib episodes": rllib_episodes,
+}
+# Those that take a while to write.
+SLOW: dict[str, Writer] = {
+    "own": own,
+    "Minari HDF5": minari_hdf5,
+    "Minari Arrow": minari_arrow,
+}

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rllib_calql.data import DatasetError, DatasetWarning, Transitions, open_dataset
-from tests.episode_files import FORMATS, WITH_NEXT, Episode, Writer, expected
+from tests.episode_files import FORMATS, SLOW, WITH_NEXT, Episode, Opened, Writer, expected
 
 
 @st.composite
@@ -26,14 +26,18 @@ def some_episodes(draw: st.DrawFn) -> tuple[list[Episode], np.random.Generator]:
 def assert_reads(writer: Writer, episodes: list[Episode], with_next: bool, rng: np.random.Generator) -> None:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", DatasetWarning)  # counts of rows dropped at time-outs
-        path, options = writer(Path(folder), episodes, with_next, rng)
         if not with_next and all(len(episode) == 1 and not episode.terminated for episode in episodes):
             with pytest.raises(DatasetError, match="no complete episode remains"):
-                open_dataset(path, **options)
+                read(writer(Path(folder), episodes, with_next, rng))
             return
-        data, right = open_dataset(path, **options), expected(episodes, with_next)
-    for name in Transitions.__dataclass_fields__.keys() - {"mc_returns", "metadata", "action_scaling"}:
-        np.testing.assert_array_equal(getattr(data, name), getattr(right, name), err_msg=name)
+        data, right = read(writer(Path(folder), episodes, with_next, rng)), expected(episodes, with_next)
+        for name in ("observations", "actions", "rewards", "terminated", "truncated", "final_observations"):
+            np.testing.assert_array_equal(getattr(data, name), getattr(right, name), err_msg=name)
+
+
+def read(opened: Opened) -> Transitions:
+    path, options = opened
+    return open_dataset(path, **options)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -48,3 +52,10 @@ def test_every_format(name: str, some: tuple[list[Episode], np.random.Generator]
 @settings(max_examples=60, deadline=None)
 def test_formats_with_next_observations(name: str, some: tuple[list[Episode], np.random.Generator]) -> None:
     assert_reads(WITH_NEXT[name], some[0], True, some[1])
+
+
+@pytest.mark.parametrize("name", SLOW)
+@given(some=some_episodes())
+@settings(max_examples=12, deadline=None)
+def test_formats_slow_to_write(name: str, some: tuple[list[Episode], np.random.Generator]) -> None:
+    assert_reads(SLOW[name], some[0], True, some[1])
