@@ -28,6 +28,7 @@ from rllib_calql.dataset import (
     without_rows,
 )
 from rllib_calql.metrics import RunSummary, WeightedMeans, evaluation_scores, normalized_score
+from rllib_calql.new_stack.training import LearnerStack
 from rllib_calql.old_stack.policy import CalQLTorchPolicy
 from rllib_calql.old_stack.training import PolicyStack
 from rllib_calql.replay_buffer import CalQLReplayBuffer
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class CalQL(Checkpoints, CQL):
-    """Cal-QL (Nakamoto et al., 2023) on RLlib's Policy stack.
+    """Cal-QL (Nakamoto et al., 2023), on either of RLlib's API stacks.
 
     A training iteration is `min_train_updates_per_iteration` updates in the offline phase, and one or more
     whole episodes with `utd_ratio` updates per step in the online phase. Nothing is thrown away at the switch:
@@ -71,7 +72,7 @@ class CalQL(Checkpoints, CQL):
         self.config = without_rows(given)
         super().setup(config)
         self.summary = RunSummary()
-        self.stack = PolicyStack(self)
+        self.stack = LearnerStack(self) if config.enable_rl_module_and_learner else PolicyStack(self)
         observation_space, action_space = self.stack.spaces
         data = open_offline_data(given, observation_space, action_space)
         offline, self.reward_factor, self.score_range = data
@@ -123,8 +124,10 @@ class CalQL(Checkpoints, CQL):
 
     def step(self) -> dict[str, Any]:
         """One training iteration; always evaluated where it ends a phase, if evaluation is configured at all."""
-        phase, was_complete = self.phase, self.complete
+        phase, was_complete, self._evaluated = self.phase, self.complete, False
         results = super().step()
+        if not self._evaluated:  # the new API stack repeats older results
+            results.pop(EVALUATION_RESULTS, None)
         ended = self.phase != phase or (self.complete and not was_complete)
         # Parallel evaluation has used the weights from before this iteration.
         missing = EVALUATION_RESULTS not in results or self.config.evaluation_parallel_to_training
@@ -163,7 +166,7 @@ class CalQL(Checkpoints, CQL):
         return self.stack.training_results(self._figures)
 
     def _learn(self, num_updates: int, online: bool) -> None:
-        replay, batch_size = self.local_replay_buffer.replay, self.config.train_batch_size
+        replay, batch_size = self.local_replay_buffer.replay, self.config.total_train_batch_size
         start = time.perf_counter()
         figures = self.stack.learn(lambda: replay.sample(batch_size, online=online), num_updates, online)
         self._seconds += time.perf_counter() - start
@@ -201,6 +204,11 @@ class CalQL(Checkpoints, CQL):
                 self.summary.add_evaluation(scores["normalized_score"], online=phase == "online")
         figures = {"phase": phase, "num_updates": self.stack.num_updates, **self.summary.figures()}
         return {**figures, **self._figures, **scores}
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Plays the configured episodes with the present weights (RLlib)."""
+        self._evaluated = True
+        return super().evaluate(*args, **kwargs)
 
     def _before_evaluate(self) -> None:
         """Every evaluation runs the same episode seeds, so that a curve shows the policy and not the draw."""

@@ -20,6 +20,7 @@ import ray.cloudpickle
 from pyarrow.fs import FileSystem, LocalFileSystem, copy_files
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.callbacks.utils import make_callback
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_LEARNER_GROUP
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
 from ray.tune import Checkpoint
 
@@ -70,7 +71,7 @@ def resolve(path: str | Path, filesystem: FileSystem | None = None) -> tuple[Fil
 
 def saved_on_policy_stack(folder: Path) -> bool:
     """Whether the checkpoint was written on RLlib's Policy stack."""
-    return (folder / _POLICY_STACK_CONFIG).exists()
+    return not (folder / COMPONENT_LEARNER_GROUP).exists()
 
 
 def saved_config(folder: Path) -> tuple[type[CalQL], CalQLConfig]:
@@ -86,6 +87,8 @@ def saved_config(folder: Path) -> tuple[type[CalQL], CalQLConfig]:
 
 def saved_update(folder: Path) -> dict[str, Any]:
     """The state of the update (`CalQLUpdate.get_state`) in a (whole, local) checkpoint of either API stack."""
+    if not saved_on_policy_stack(folder):
+        return _unpickled(folder / COMPONENT_LEARNER_GROUP / COMPONENT_LEARNER / "state.pkl")["update"]
     state = _unpickled(folder / "policies" / DEFAULT_POLICY_ID / "policy_state.pkl")
     return {**state["update"], "weights": state["weights"]}
 

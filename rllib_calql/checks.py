@@ -43,7 +43,6 @@ SUPERSEDED = {
     "postprocess_inputs": "nothing: returns and rewards are prepared by the settings of training()",
     "offline_sampling": "nothing: batches are always sampled",
     "off_policy_estimation_methods": "nothing: evaluate in the environment",
-    "num_learners": "num_gpus: the update runs in the algorithm's own process",
     "num_epochs": "utd_ratio",
     "minibatch_size": "train_batch_size",
     "grad_clip_by": "nothing: the algorithm has no gradient clipping",
@@ -62,6 +61,46 @@ SUPERSEDED = {
     ),
     "_deterministic_loss": "nothing",
     "_use_beta_distribution": "nothing",
+}
+# The same on one of RLlib's API stacks only.
+_NEW = "the new API stack: api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)"
+POLICY_STACK_REFUSES = {
+    "num_learners": f"num_gpus, as the update runs in the algorithm's own process, or {_NEW}",
+    "num_gpus_per_learner": f"num_gpus, or {_NEW}",
+    "num_cpus_per_learner": f"num_cpus_for_main_process, or {_NEW}",
+    "custom_resources_per_learner": f"custom_resources_for_main_process, or {_NEW}",
+    "_train_batch_size_per_learner": f"train_batch_size, or {_NEW}",
+    "gym_env_vectorize_mode": f"remote_worker_envs, or {_NEW}",
+    "_learner_class": _NEW,
+    "_rl_module_spec": _NEW,
+    "_model_config": "policy_model_config and q_model_config",
+}
+NEW_STACK_REFUSES = {
+    "num_gpus": "num_gpus_per_learner",
+    "remote_worker_envs": "gym_env_vectorize_mode='async'",
+    "_model_config": "policy_model_config and q_model_config",
+    **dict.fromkeys(
+        (
+            "_env_to_module_connector",
+            "_module_to_env_connector",
+            "_learner_connector",
+            "add_default_connectors_to_env_to_module_pipeline",
+            "add_default_connectors_to_module_to_env_pipeline",
+            "add_default_connectors_to_learner_pipeline",
+        ),
+        "an environment wrapper: what a connector changes would not reach the replay",
+    ),
+    **dict.fromkeys(
+        (
+            "num_aggregator_actors_per_learner",
+            "torch_compile_learner",
+            "torch_ddp_kwargs",
+            "torch_skip_nan_gradients",
+            "_torch_grad_scaler_class",
+            "_torch_lr_scheduler_classes",
+        ),
+        "nothing: the update has no use for it",
+    ),
 }
 MODEL_KEYS = ("fcnet_hiddens", "fcnet_activation")
 
@@ -185,6 +224,8 @@ NUMBERS: dict[str, tuple[type, bool]] = {
     "evaluation_interval": (int, True),
     "num_env_runners": (int, False),
     "num_gpus": (float, False),
+    "num_learners": (int, False),
+    "num_gpus_per_learner": (float, False),
 }
 _NUMBERS_INSIDE = {"mixing_ratio", "score_range", "target_entropy"}
 MODEL_SETTINGS = ("policy_model_config", "q_model_config")

@@ -10,12 +10,16 @@ from typing import Any, Self
 
 from ray.rllib.algorithms.algorithm_config import NotProvided
 from ray.rllib.algorithms.cql import CQLConfig
+from ray.rllib.core.learner.learner import Learner
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rllib_calql.checks import (
     ALIASES,
     CHOICES,
     MODEL_KEYS,
     MODEL_SETTINGS,
+    NEW_STACK_REFUSES,
+    POLICY_STACK_REFUSES,
     RANGES,
     SUPERSEDED,
     checked,
@@ -47,10 +51,12 @@ class CalQLConfig(CQLConfig):
         result = algo.train()
     """
 
+    env_runner_cls: Any
+    replay_buffer_config: dict[str, Any]
+
     def __init__(self, algo_class: type | None = None) -> None:
-        # Imported here: both rooms import this one.
+        # Imported here: that room imports this one.
         from rllib_calql.algorithm import CalQL
-        from rllib_calql.old_stack.env_runner import CalQLRolloutWorker
 
         super().__init__(algo_class=algo_class or CalQL)
         self.api_stack(enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False)
@@ -87,6 +93,7 @@ class CalQLConfig(CQLConfig):
         self.tau = 0.005
         self.target_network_update_freq = 1
         self.train_batch_size = 256
+        self._train_batch_size_per_learner: int | None = None
         self.actor_lr = 1e-4
         self.critic_lr = 3e-4
         self.alpha_lr = 1e-4
@@ -106,7 +113,6 @@ class CalQLConfig(CQLConfig):
         self.clip_diff_min = -math.inf
         self.clip_diff_max = math.inf
         # what RLlib's settings must be for this algorithm
-        self.env_runner_cls = CalQLRolloutWorker
         self.num_env_runners = 0
         self.evaluation(evaluation_config={"explore": False})
         self.lr = None
@@ -117,6 +123,61 @@ class CalQLConfig(CQLConfig):
         self.min_train_timesteps_per_iteration = 0
         self.min_sample_timesteps_per_iteration = 0
         self.num_steps_sampled_before_learning_starts = 0
+
+    # ---- RLlib's two API stacks
+
+    def api_stack(
+        self,
+        enable_rl_module_and_learner: bool = NotProvided,
+        enable_env_runner_and_connector_v2: bool = NotProvided,
+    ) -> Self:
+        """Chooses RLlib's API stack: both True for the new one, both False (the default) for the Policy stack.
+
+        Both train the same networks with the same update; `docs/rllib.md` tells them apart.
+
+        Returns:
+            This updated config.
+        """
+        from rllib_calql.new_stack.env_runner import CalQLEnvRunner
+        from rllib_calql.old_stack.env_runner import CalQLRolloutWorker
+
+        super().api_stack(enable_rl_module_and_learner, enable_env_runner_and_connector_v2)
+        new = self.enable_rl_module_and_learner
+        if self.env_runner_cls in (None, CalQLEnvRunner, CalQLRolloutWorker):
+            self.env_runner_cls = CalQLEnvRunner if new else CalQLRolloutWorker
+        # Values without effect here, that RLlib's own validation asks for.
+        buffer = "EpisodeReplayBuffer" if new else "MultiAgentPrioritizedReplayBuffer"
+        self.replay_buffer_config = {**getattr(self, "replay_buffer_config", {}), "type": buffer}
+        self.dataset_num_iters_per_learner = 1 if new else None
+        return self
+
+    @property
+    def is_online(self) -> bool:
+        """Whether there is an environment."""
+        return self.env is not None
+
+    @property
+    def is_offline(self) -> bool:
+        """False: RLlib shall not open the dataset."""
+        return False
+
+    @property
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("policy_model_config", "orthogonal_init", "precision")}
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """The RLModule on the new API stack."""
+        from rllib_calql.new_stack.rl_module import CalQLTorchRLModule
+
+        return RLModuleSpec(module_class=CalQLTorchRLModule)
+
+    def get_default_learner_class(self) -> type[Learner]:
+        """The Learner on the new API stack."""
+        from rllib_calql.new_stack.learner import CalQLTorchLearner
+
+        return CalQLTorchLearner
+
+    # ---- settings
 
     def training(
         self,
@@ -349,17 +410,18 @@ class CalQLConfig(CQLConfig):
         self.env_config[RECORDED] = environment
 
     def _validate_rllib_settings(self) -> None:
-        if self.enable_rl_module_and_learner or self.enable_env_runner_and_connector_v2:
+        if self.enable_rl_module_and_learner != self.enable_env_runner_and_connector_v2:
             raise ValueError(
-                "CalQL runs on RLlib's Policy stack: keep api_stack(enable_rl_module_and_learner=False, "
-                "enable_env_runner_and_connector_v2=False), its default"
+                "RLlib has two API stacks and no mixture: set enable_rl_module_and_learner and "
+                "enable_env_runner_and_connector_v2 of api_stack(...) both to True or both to False"
             )
         if self.framework_str != "torch":
             raise ValueError(f"CalQL needs framework 'torch', not {self.framework_str!r}")
         if self.is_multi_agent:
             raise ValueError("CalQL trains one policy: multi-agent set-ups are not supported")
-        defaults = _rllib_defaults()
-        for name, instead in SUPERSEDED.items():
+        new_stack = self.enable_rl_module_and_learner
+        defaults = _rllib_defaults(new_stack)
+        for name, instead in (SUPERSEDED | (NEW_STACK_REFUSES if new_stack else POLICY_STACK_REFUSES)).items():
             if getattr(self, name) != defaults[name] and not self.in_evaluation:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} has no effect in CalQL and is refused: use {instead}"
@@ -385,6 +447,7 @@ class CalQLConfig(CQLConfig):
                 raise ValueError(f"{name}: fcnet_hiddens must be positive layer widths, not {hiddens!r}")
             if activation not in tuple(ACTIVATIONS):
                 raise ValueError(f"{name}: fcnet_activation must be one of {', '.join(ACTIVATIONS)}")
+        self._validate_batch_size()
         if self.num_target_critics is not None and self.num_target_critics > self.num_critics:
             raise ValueError(f"num_target_critics={self.num_target_critics} of num_critics={self.num_critics}")
         if self.clip_diff_min > self.clip_diff_max:
@@ -404,6 +467,15 @@ class CalQLConfig(CQLConfig):
                 f"target_entropy must be 'auto' (minus act_dim) or a number, not {self.target_entropy!r}"
             )
         check_mixing_ratio(self.mixing_ratio)
+
+    def _validate_batch_size(self) -> None:
+        per_learner, total = self._train_batch_size_per_learner, self.train_batch_size
+        if per_learner is None and total % (self.num_learners or 1):
+            raise ValueError(f"train_batch_size={total} cannot be divided among {self.num_learners} learners")
+        if per_learner is not None and total != _rllib_defaults(True)["train_batch_size"]:
+            raise ValueError(
+                f"train_batch_size={total} and train_batch_size_per_learner={per_learner}: set one of them"
+            )
 
     def _validate_data(self) -> None:
         self.preparation()  # refuses settings that do not fit each other
@@ -433,11 +505,11 @@ class CalQLConfig(CQLConfig):
             )
 
 
-_DEFAULTS: dict[str, Any] = {}
+_DEFAULTS: dict[bool, dict[str, Any]] = {}
 
 
-def _rllib_defaults() -> dict[str, Any]:
-    """A fresh config's values, made once."""
-    if not _DEFAULTS:
-        _DEFAULTS.update(vars(CalQLConfig()))
-    return _DEFAULTS
+def _rllib_defaults(new_stack: bool) -> dict[str, Any]:
+    """A fresh config's values on either API stack, made once."""
+    if new_stack not in _DEFAULTS:
+        _DEFAULTS[new_stack] = dict(vars(CalQLConfig().api_stack(new_stack, new_stack)))
+    return _DEFAULTS[new_stack]

@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ray.rllib.utils.metrics import NUM_EPISODES
+
 from rllib_calql.data.reference_scores import reference_scores
 
 # The first evaluations of the online phase in which a dip at the switch would show.
 SWITCH_WINDOW = 5
+# What the new API stack's runners count, beside RLlib's number of episodes.
+EPISODE_RETURN_SUM, NUM_SUCCESSES = "episode_return_sum", "num_successes"
 
 
 def evaluation_scores(
@@ -27,11 +31,9 @@ def evaluation_scores(
         `success_rate` and `normalized_score`, where they exist.
     """
     scores = {}
-    success = env_runner_results.get("custom_metrics", {}).get("success_mean")
+    success, episode_return = _episode_means(env_runner_results)
     if success is not None and math.isfinite(success):
-        scores["success_rate"] = float(success)
-        scores["normalized_score"] = float(success)
-    episode_return = env_runner_results.get("episode_return_mean")
+        scores["success_rate"] = scores["normalized_score"] = float(success)
     if score_range is not None and episode_return is not None and math.isfinite(episode_return):
         scores["normalized_score"] = normalized_score(episode_return, score_range)
     return scores
@@ -40,6 +42,17 @@ def evaluation_scores(
 def score_range(setting: Any) -> tuple[float, float] | None:
     """The config's `score_range` as numbers: a D4RL task's name stands for its reference scores."""
     return reference_scores(setting) if isinstance(setting, str) else setting and tuple(setting)
+
+
+def _episode_means(env_runner_results: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Mean success and mean return over episodes, from either API stack's results."""
+    if NUM_SUCCESSES in env_runner_results:
+        count = env_runner_results[NUM_EPISODES]
+        if not count:
+            return None, None
+        return env_runner_results[NUM_SUCCESSES] / count, env_runner_results[EPISODE_RETURN_SUM] / count
+    success = env_runner_results.get("custom_metrics", {}).get("success_mean")
+    return success, env_runner_results.get("episode_return_mean")
 
 
 def normalized_score(episode_return: float, score_range: tuple[float, float]) -> float:

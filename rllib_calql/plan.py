@@ -37,6 +37,7 @@ def make_plan(config: CalQLConfig) -> dict[str, dict[str, Any]]:
     )
     if config.load_weights_from is not None:
         update.load_weights(checkpoint_weights(config.load_weights_from))  # they exist, and their shapes fit
+    new_stack = config.enable_rl_module_and_learner
     offline, per_iteration = config.num_offline_updates, config.min_train_updates_per_iteration
     plan: dict[str, dict[str, Any]] = {
         "environment": environment,
@@ -45,7 +46,7 @@ def make_plan(config: CalQLConfig) -> dict[str, dict[str, Any]]:
             "offline iterations": math.ceil(offline / per_iteration),
             "online environment steps": config.num_online_env_steps,
             "online updates": math.floor(config.num_online_env_steps * config.utd_ratio),
-            "batch size": config.train_batch_size,
+            "batch size": config.total_train_batch_size,
             "mixing ratio": config.mixing_ratio,
         },
         "networks": {
@@ -59,7 +60,8 @@ def make_plan(config: CalQLConfig) -> dict[str, dict[str, Any]]:
             "env runners": config.num_env_runners,
             "environments per runner": config.num_envs_per_env_runner,
             "evaluation runners": config.evaluation_num_env_runners,
-            "GPUs of the update": config.num_gpus,
+            "learners": config.num_learners,
+            "GPUs of the update": config.num_gpus_per_learner if new_stack else config.num_gpus,
             "bundles": CalQL.default_resource_request(config.to_dict()).bundles,
         },
     }

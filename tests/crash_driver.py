@@ -37,7 +37,7 @@ def _at_an_update(algo: CalQL) -> None:
 
 
 def _at_an_evaluation(algo: CalQL) -> None:
-    algo.evaluate = die
+    setattr(algo, "evaluate", die)  # noqa: B010
 
 
 def _while_collecting(algo: CalQL) -> None:

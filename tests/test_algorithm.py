@@ -1,4 +1,4 @@
-"""The algorithm on RLlib's Policy stack: phases, counters, evaluation, data, registration."""
+"""The algorithm on both API stacks: phases, counters, evaluation, data, registration."""
 
 from __future__ import annotations
 
@@ -20,9 +20,20 @@ from rllib_calql import CalQL, CalQLConfig, CalQLTorchPolicy
 from rllib_calql.data import DatasetError, DatasetWarning, Transitions
 from tests.conftest import collect_pendulum
 from tests.shared import shared_path
-from tests.test_resume import small_config
+from tests.test_resume import BOTH_STACKS, small_config
 
 pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def episode_returns(algo: CalQL) -> list[float]:
+    """Of every online episode, in the environment's rewards (with reward_scale=1 and reward_bias=0)."""
+    rows = algo.local_replay_buffer.replay.online.rows
+    assert rows is not None
+    return [float(episode.rewards.sum()) for episode in rows.episodes()]
+
+
+def evaluation_return(results: dict[str, Any]) -> float:
+    return float(results["env_runners"]["episode_return_mean"])
 
 
 def train_to_the_end(algo: CalQL, limit: int = 30) -> list[dict[str, Any]]:
@@ -33,10 +44,12 @@ def train_to_the_end(algo: CalQL, limit: int = 30) -> list[dict[str, Any]]:
     return results
 
 
-def test_two_phases_counters_and_evaluation_at_the_switch(pendulum_data: Transitions) -> None:
+@BOTH_STACKS
+def test_two_phases_counters_and_evaluation_at_the_switch(pendulum_data: Transitions, new_stack: bool) -> None:
     config = small_config(
         pendulum_data,
         0,
+        new_stack,
         num_offline_updates=25,
         num_online_env_steps=120,
         utd_ratio=0.5,
@@ -58,14 +71,20 @@ def test_two_phases_counters_and_evaluation_at_the_switch(pendulum_data: Transit
     scores = [block.get("normalized_score") for block in blocks]
     for result, score in zip(results, scores, strict=True):
         if score is not None:
-            assert score == pytest.approx(1 + result["evaluation"]["env_runners"]["episode_return_mean"] / 500)
-            assert result["evaluation"]["env_runners"]["episodes_this_iter"] == 2
+            assert score == pytest.approx(1 + evaluation_return(result["evaluation"]) / 500)
+            count = "num_episodes" if new_stack else "episodes_this_iter"
+            assert result["evaluation"]["env_runners"][count] == 2
     assert blocks[-1]["switch_drop"] == pytest.approx(max(0.0, scores[2] - min(scores[3], scores[5])))
-    returns = results[-1]["env_runners"]["hist_stats"]["episode_reward"]
+    returns = episode_returns(algo)
     assert len(returns) == 3
     assert blocks[-1]["cumulative_regret"] == pytest.approx(1 - np.mean([1 + r / 500 for r in returns]))
-    assert results[-1]["num_env_steps_sampled"] == 150
-    assert results[-1]["num_env_steps_trained"] == 100 * 32
+    if new_stack:
+        assert results[-1]["env_runners"]["num_env_steps_sampled_lifetime"] == 150
+        assert results[-1]["learners"]["__all_modules__"]["num_env_steps_trained_lifetime"] == 100 * 32
+        assert results[-1]["learners"]["default_policy"]["critic_loss"] == pytest.approx(blocks[-1]["critic_loss"])
+    else:
+        assert results[-1]["num_env_steps_sampled"] == 150
+        assert results[-1]["num_env_steps_trained"] == 100 * 32
     for name in ("critic_loss", "bellman_loss", "conservative_gap", "actor_loss", "alpha", "alpha_prime"):
         assert all(math.isfinite(block[name]) for block in blocks)
     for name in ("entropy", "bound_rate", "q_data_mean", "q_policy_mean", "mc_return_mean"):
@@ -77,12 +96,13 @@ def test_two_phases_counters_and_evaluation_at_the_switch(pendulum_data: Transit
     algo.stop()
 
 
-def test_online_rows_are_what_the_environment_gave(pendulum_data: Transitions) -> None:
-    config = small_config(pendulum_data, 0, num_offline_updates=0, reward_scale=0.1, reward_bias=1.0)
+@BOTH_STACKS
+def test_online_rows_are_what_the_environment_gave(pendulum_data: Transitions, new_stack: bool) -> None:
+    config = small_config(pendulum_data, 0, new_stack, num_offline_updates=0, reward_scale=0.1, reward_bias=1.0)
     algo = config.build_algo()
     result = algo.train()
     rows = algo.local_replay_buffer.replay.online.rows
-    (episode_return,) = result["env_runners"]["hist_stats"]["episode_reward"]
+    episode_return = evaluation_return(result)
     assert rows is not None
     assert len(rows) == 50
     assert rows.truncated[-1]
@@ -102,22 +122,23 @@ def test_online_rows_are_what_the_environment_gave(pendulum_data: Transitions) -
     algo.stop()
 
 
-@pytest.mark.parametrize("num_env_runners", [1, 2])
-def test_remote_runners_sample_with_the_learned_actor(pendulum_data: Transitions, num_env_runners: int) -> None:
-    algo = small_config(pendulum_data, num_env_runners, num_offline_updates=10).build_algo()
+@BOTH_STACKS
+def test_remote_runners_sample_with_the_learned_actor(pendulum_data: Transitions, new_stack: bool) -> None:
+    algo = small_config(pendulum_data, 2, new_stack, num_offline_updates=10).build_algo()
     algo.train()
     online = algo.train()["calql"]
-    assert online["num_online_episodes"] == num_env_runners
-    assert online["num_online_env_steps"] == 50 * num_env_runners
+    assert online["num_online_episodes"] == 2
+    assert online["num_online_env_steps"] == 50 * 2
+    learned = algo.stack.weights()
     algo.train()
-    algo.env_runner_group.sync_weights(policies=["default_policy"], inference_only=True)
-    learned = algo.get_policy().get_weights()
     for weights in algo.env_runner_group.foreach_env_runner(
-        lambda runner: runner.get_weights()["default_policy"], local_env_runner=False
+        lambda runner: runner.module.get_state() if new_stack else runner.get_weights()["default_policy"],
+        local_env_runner=False,
     ):
-        for name in weights:
-            if name.startswith("actor."):
-                np.testing.assert_array_equal(weights[name], learned[name])
+        names = [name for name in weights if name.startswith("actor.")]
+        assert names
+        for name in names:
+            np.testing.assert_array_equal(weights[name], learned[name])
     algo.stop()
 
 
@@ -129,13 +150,15 @@ def test_no_online_phase_ends_after_pretraining(pendulum_data: Transitions) -> N
     algo.stop()
 
 
-def test_environment_may_be_absent_without_an_online_phase(pendulum_data: Transitions) -> None:
+@BOTH_STACKS
+def test_environment_may_be_absent_without_an_online_phase(pendulum_data: Transitions, new_stack: bool) -> None:
     spaces = {
         "observation_space": gym.spaces.Box(-np.inf, np.inf, (3,)),
         "action_space": gym.spaces.Box(-2.0, 2.0, (1,)),
     }
     config = (
         CalQLConfig()
+        .api_stack(enable_rl_module_and_learner=new_stack, enable_env_runner_and_connector_v2=new_stack)
         .environment(env=None, **spaces)
         .offline_data(input_=pendulum_data)
         .training(num_offline_updates=2, min_train_updates_per_iteration=2, num_online_env_steps=0)
@@ -145,9 +168,10 @@ def test_environment_may_be_absent_without_an_online_phase(pendulum_data: Transi
     algo.stop()
 
 
-def test_switch_changes_only_what_it_should(pendulum_data: Transitions) -> None:
+@BOTH_STACKS
+def test_switch_changes_only_what_it_should(pendulum_data: Transitions, new_stack: bool) -> None:
     algo = small_config(
-        pendulum_data, 0, lagrangian=False, min_q_weight_online=0.0, calibrate_online=False
+        pendulum_data, 0, new_stack, lagrangian=False, min_q_weight_online=0.0, calibrate_online=False
     ).build_algo()
     offline = [algo.train()["calql"] for _ in range(2)]
     optimizer, targets = algo.update.optimizer, algo.update.target_critics
@@ -159,8 +183,11 @@ def test_switch_changes_only_what_it_should(pendulum_data: Transitions) -> None:
     algo.stop()
 
 
-def test_evaluation_is_deterministic_also_with_other_evaluation_settings(pendulum_data: Transitions) -> None:
-    config = small_config(pendulum_data, 0).evaluation(
+@BOTH_STACKS
+def test_evaluation_is_deterministic_also_with_other_evaluation_settings(
+    pendulum_data: Transitions, new_stack: bool
+) -> None:
+    config = small_config(pendulum_data, 0, new_stack).evaluation(
         evaluation_interval=1, evaluation_config={"env_config": {"max_episode_steps": 20}, "seed": 3}
     )
     algo = config.build_algo()
@@ -170,51 +197,60 @@ def test_evaluation_is_deterministic_also_with_other_evaluation_settings(pendulu
     algo.stop()
 
 
-def test_every_evaluation_runs_the_same_episodes(pendulum_data: Transitions) -> None:
+@BOTH_STACKS
+def test_every_evaluation_runs_the_same_episodes(pendulum_data: Transitions, new_stack: bool) -> None:
     returns = []
     for seed in (3, 4):
-        config = small_config(pendulum_data, 0).evaluation(evaluation_duration=3, evaluation_config={"seed": seed})
-        algo = config.build_algo()
-        for _ in range(3):
-            returns.append(algo.evaluate()["env_runners"]["hist_stats"]["episode_reward"][-3:])
+        config = small_config(pendulum_data, 0, new_stack)
+        algo = config.evaluation(evaluation_duration=3, evaluation_config={"seed": seed}).build_algo()
+        returns += [evaluation_return(algo.evaluate()) for _ in range(3)]
         algo.stop()
     assert returns[0] == returns[1] == returns[2]
-    assert len(set(returns[0])) == 3
     assert returns[3] == returns[4] == returns[5] != returns[0]
 
 
-def test_capacity_below_an_episode_is_refused_at_once(pendulum_data: Transitions) -> None:
+@BOTH_STACKS
+def test_capacity_below_an_episode_is_refused_at_once(pendulum_data: Transitions, new_stack: bool) -> None:
     with pytest.raises(ValueError, match="online_capacity=49 cannot hold an episode of up to 50 steps"):
-        small_config(pendulum_data, 0, online_capacity=49).build_algo()
+        small_config(pendulum_data, 0, new_stack, online_capacity=49).build_algo()
 
 
-def test_normalised_observations_are_used_everywhere(pendulum_data: Transitions) -> None:
-    algo = small_config(pendulum_data, 0, normalize_observations=True).build_algo()
+@BOTH_STACKS
+def test_normalised_observations_are_used_everywhere(pendulum_data: Transitions, new_stack: bool) -> None:
+    algo = small_config(pendulum_data, 0, new_stack, normalize_observations=True).build_algo()
     mean, std = pendulum_data.observations.mean(0), pendulum_data.observations.std(0)
     np.testing.assert_allclose(algo.update.obs_mean, mean, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(algo.update.obs_std, std, rtol=1e-4)
     observation = np.array([0.5, -0.5, 2.0], np.float32)
     expected = torch.tanh(algo.update.actor(torch.as_tensor((observation - mean) / std)[None]).mean)
-    action = algo.compute_single_action(observation, explore=False)
+    if new_stack:
+        algo.stack.collect()
+        batch = {"obs": torch.as_tensor(observation)[None]}
+        action = 2.0 * algo.get_module().forward_inference(batch)["actions"][0]
+    else:
+        action = algo.compute_single_action(observation, explore=False)
     np.testing.assert_allclose(action, 2.0 * expected.detach()[0], rtol=1e-3, atol=1e-5)
     algo.train()
     algo.evaluate()
-    np.testing.assert_allclose(algo.eval_env_runner.get_policy().update.obs_mean, mean, rtol=1e-4, atol=1e-5)
+    runner = algo.eval_env_runner
+    acting = runner.module if new_stack else runner.get_policy().update
+    np.testing.assert_allclose(acting.obs_mean, mean, rtol=1e-4, atol=1e-5)
     algo.stop()
 
 
-def test_weights_only_start(pendulum_data: Transitions, tmp_path: Path) -> None:
-    first = small_config(pendulum_data, 0).build_algo()
+@BOTH_STACKS
+def test_weights_only_start(pendulum_data: Transitions, tmp_path: Path, new_stack: bool) -> None:
+    first = small_config(pendulum_data, 0, new_stack).build_algo()
     first.train()
     first.save(str(tmp_path / "first"))
-    expected = first.get_policy().get_weights()
+    expected = first.stack.weights()
     first.stop()
-    settings = dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr", "lagrangian_lr"), 0.0)
+    settings: dict[str, Any] = dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr", "lagrangian_lr"), 0.0)
     second = small_config(
-        pendulum_data, 0, load_weights_from=str(tmp_path / "first"), tau=1e-9, **settings
+        pendulum_data, 0, new_stack, load_weights_from=str(tmp_path / "first"), tau=1e-9, **settings
     ).build_algo()
     assert second.train()["calql"]["num_updates"] == 10
-    found = second.get_policy().get_weights()
+    found = second.stack.weights()
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-6, err_msg=name)
     second.save(str(tmp_path / "second"))

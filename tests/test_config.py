@@ -14,14 +14,17 @@ import pytest
 import yaml
 from ray import tune
 from ray.rllib.algorithms.cql import CQLConfig
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.tune.search.variant_generator import generate_variants
 
 from rllib_calql import CalQL, CalQLConfig
-from rllib_calql.checks import SUPERSEDED
+from rllib_calql.checks import NEW_STACK_REFUSES, POLICY_STACK_REFUSES, SUPERSEDED
 from rllib_calql.cli import experiments
 from rllib_calql.cli.options import TrainFileOptions
 from rllib_calql.core import UpdateConfig
 from rllib_calql.data import Transitions
+from rllib_calql.new_stack.env_runner import CalQLEnvRunner
+from rllib_calql.old_stack.env_runner import CalQLRolloutWorker
 
 TUNED_CONFIGS = sorted((Path(__file__).parents[1] / "tuned_configs").glob("*.yaml"))
 
@@ -398,7 +401,8 @@ def test_other_spellings_of_the_same_thing_name_what_to_use(settings: dict[str, 
 
 def test_superseded_settings_exist_in_rllib() -> None:
     """A renamed setting of RLlib would make the refusal fail for everybody."""
-    assert SUPERSEDED.keys() <= vars(CalQLConfig()).keys()
+    refused = SUPERSEDED.keys() | NEW_STACK_REFUSES.keys() | POLICY_STACK_REFUSES.keys()
+    assert refused <= vars(CalQLConfig()).keys()
 
 
 def test_phases_need_what_they_use() -> None:
@@ -420,19 +424,59 @@ def test_inputs_of_other_kinds(input_: Any) -> None:
         online_config().offline_data(input_=input_).validate()
 
 
+@pytest.mark.parametrize("name", ["enable_rl_module_and_learner", "enable_env_runner_and_connector_v2"])
+def test_either_api_stack_but_no_mixture(name: str) -> None:
+    new, old = online_config().api_stack(True, True), online_config()
+    new.validate()
+    old.validate()
+    assert (new.env_runner_cls, old.env_runner_cls) == (CalQLEnvRunner, CalQLRolloutWorker)
+    assert new.api_stack(False, False).env_runner_cls is CalQLRolloutWorker
+    from_dict = online_config().update_from_dict({name: True})  # one key means both
+    from_dict.validate()
+    assert from_dict.env_runner_cls is CalQLEnvRunner
+    with pytest.raises(ValueError, match="RLlib has two API stacks and no mixture"):
+        online_config().api_stack(**{name: True}).validate()
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("new_stack", "settings", "instead"),
     [
-        {"enable_rl_module_and_learner": True, "enable_env_runner_and_connector_v2": True},
-        {"enable_rl_module_and_learner": True},
-        {"enable_env_runner_and_connector_v2": True},
+        (
+            False,
+            {"num_learners": 2},
+            "num_gpus, as the update runs in the algorithm's own process, or the new",
+        ),
+        (False, {"num_gpus_per_learner": 1}, "num_gpus, or the new API stack"),
+        (False, {"_train_batch_size_per_learner": 8}, "train_batch_size, or the new API stack"),
+        (False, {"gym_env_vectorize_mode": "async"}, "remote_worker_envs, or the new API stack"),
+        (True, {"num_gpus": 1}, "num_gpus_per_learner"),
+        (True, {"_env_to_module_connector": print}, "an environment wrapper"),
+        (True, {"torch_compile_learner": True}, "nothing: the update has no use for it"),
+        (True, {"env_runner_cls": SingleAgentEnvRunner}, "nothing: CalQL has its own"),
+        (True, {"exploration_config": {"type": "Random"}}, "nothing: exploration is sampling from the policy"),
     ],
 )
-def test_new_api_stack_is_refused(settings: dict[str, bool]) -> None:
-    with pytest.raises(ValueError, match="CalQL runs on RLlib's Policy stack: keep api_stack"):
-        online_config().update_from_dict(settings).validate()
-    with pytest.raises(ValueError, match="CalQL runs on RLlib's Policy stack: keep api_stack"):
-        online_config().api_stack(**settings).validate()
+def test_settings_of_the_other_api_stack_are_refused(
+    new_stack: bool, settings: dict[str, Any], instead: str
+) -> None:
+    ((name, _),) = settings.items()
+    config = online_config().api_stack(new_stack, new_stack).update_from_dict(settings)
+    with pytest.raises(ValueError, match=r"has no effect in CalQL and is refused") as caught:
+        config.validate()
+    assert str(caught.value).startswith(f"{name}=")
+    assert f"use {instead}" in str(caught.value)
+
+
+def test_batches_of_several_learners() -> None:
+    config = online_config().api_stack(True, True).learners(num_learners=2)
+    config.validate()
+    assert (config.total_train_batch_size, config.train_batch_size_per_learner) == (256, 128)
+    config.training(train_batch_size_per_learner=256).validate()
+    assert config.total_train_batch_size == 512
+    with pytest.raises(ValueError, match="train_batch_size=128 and train_batch_size_per_learner=256: set one"):
+        config.training(train_batch_size=128).validate()
+    with pytest.raises(ValueError, match="train_batch_size=255 cannot be divided among 2 learners"):
+        config.training(train_batch_size=255, train_batch_size_per_learner=None).validate()
 
 
 def test_other_frameworks_and_multi_agent_set_ups_are_refused() -> None:
@@ -623,4 +667,5 @@ def test_antmaze_settings_are_the_papers() -> None:
 def test_every_setting_and_every_refusal_is_documented() -> None:
     document = (Path(__file__).resolve().parents[1] / "docs" / "options.md").read_text()
     own = vars(CalQLConfig()).keys() - vars(CQLConfig()).keys()
-    assert [name for name in sorted(own | SUPERSEDED.keys()) if f"`{name}`" not in document] == []
+    refused = SUPERSEDED.keys() | NEW_STACK_REFUSES.keys() | POLICY_STACK_REFUSES.keys()
+    assert [name for name in sorted(own | refused) if f"`{name}`" not in document] == []

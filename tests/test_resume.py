@@ -16,7 +16,12 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 SMALL = {"fcnet_hiddens": [16, 16]}
 
 
-def small_config(data: Transitions | Path | str, num_env_runners: int, **training: Any) -> CalQLConfig:
+BOTH_STACKS = pytest.mark.parametrize("new_stack", [False, True], ids=["policy_stack", "new_stack"])
+
+
+def small_config(
+    data: Transitions | Path | str, num_env_runners: int, new_stack: bool = False, **training: Any
+) -> CalQLConfig:
     settings = {
         "num_offline_updates": 20,
         "num_online_env_steps": 10_000,
@@ -30,6 +35,7 @@ def small_config(data: Transitions | Path | str, num_env_runners: int, **trainin
     }
     return (
         CalQLConfig()
+        .api_stack(enable_rl_module_and_learner=new_stack, enable_env_runner_and_connector_v2=new_stack)
         .environment("Pendulum-v1", env_config={"max_episode_steps": 50})
         .offline_data(input_=data)
         .training(**settings)
@@ -43,23 +49,27 @@ def deterministic(block: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in block.items() if not key.endswith("per_second")}
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 1])
-@pytest.mark.parametrize("stop_after", [1, 2, 4], ids=["offline", "at_switch", "online"])
+@BOTH_STACKS
+@pytest.mark.parametrize(
+    ("num_env_runners", "stop_after"),
+    [(0, 1), (0, 2), (0, 4), (1, 4)],
+    ids=["offline", "at_switch", "online", "online_remote"],
+)
 def test_restored_run_goes_on_bit_equal(
-    pendulum_data: Transitions, tmp_path: Path, num_env_runners: int, stop_after: int
+    pendulum_data: Transitions, tmp_path: Path, num_env_runners: int, stop_after: int, new_stack: bool
 ) -> None:
-    config = small_config(pendulum_data, num_env_runners)
+    config = small_config(pendulum_data, num_env_runners, new_stack)
     whole = config.build_algo()
     for _ in range(stop_after):
         whole.train()
     whole.save(str(tmp_path))
     expected = [whole.train() for _ in range(3)]
-    expected_weights = whole.get_policy().get_weights()
+    expected_weights = whole.stack.weights()
     whole.stop()
 
     restored = CalQL.from_checkpoint(str(tmp_path), input_=pendulum_data)
     found = [restored.train() for _ in range(3)]
-    weights = restored.get_policy().get_weights()
+    weights = restored.stack.weights()
     restored.stop()
 
     for ours, theirs in zip(found, expected, strict=True):

@@ -31,7 +31,7 @@ def test_a_checkpoint_goes_on_with_changed_settings(pendulum_data: Transitions, 
     donor = small_config(pendulum_data, 0, actor_lr=1e-3).build_algo()
     donor.train()
     donor.save(str(tmp_path))
-    changed = {"actor_lr": 0.0, "critic_lr": 1e-2, "tau": 1.0, "min_q_weight": 0.5, "gamma": 0.9}
+    changed: dict[str, Any] = {"actor_lr": 0.0, "critic_lr": 1e-2, "tau": 1.0, "min_q_weight": 0.5, "gamma": 0.9}
     taker = small_config(pendulum_data, 0, **changed).build_algo()
     taker.restore(str(tmp_path))
     before, donated = taker.update.weights(), donor.update.weights()

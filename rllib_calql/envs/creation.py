@@ -33,4 +33,4 @@ def make_env(name: Any, env_config: dict[str, Any]) -> gym.Env:
     if isinstance(name, str) and not _global_registry.contains(ENV_CREATOR, name):
         return gym.make(name, **env_config)
     create = _global_registry.get(ENV_CREATOR, name) if isinstance(name, str) else name
-    return create(EnvContext(env_config, worker_index=0))
+    return create(env_config if isinstance(env_config, EnvContext) else EnvContext(env_config, worker_index=0))

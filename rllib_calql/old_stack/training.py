@@ -59,7 +59,7 @@ class PolicyStack:
         self.update.online = online
         figures = self.update.run(sample, num_updates)
         self._policy.num_grad_updates += num_updates
-        num_rows = num_updates * self._algorithm.config.train_batch_size
+        num_rows = num_updates * self._algorithm.config.total_train_batch_size
         self._algorithm._counters[NUM_ENV_STEPS_TRAINED] += num_rows
         self._algorithm._counters[NUM_AGENT_STEPS_TRAINED] += num_rows
         return figures

@@ -1,0 +1,1 @@
+"""RLlib's new API stack: RLModule, Learner and env runner around the one update."""

@@ -1,0 +1,94 @@
+"""`CalQLTorchRLModule`: the actor as RLlib's new API stack expects a policy to be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.distribution.torch.torch_distribution import TorchSquashedGaussian
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
+from torch import Tensor
+
+from rllib_calql.core.networks import TanhGaussian, TanhGaussianActor
+from rllib_calql.core.update import CalQLUpdate
+from rllib_calql.data.prepare import require_flat_box
+
+
+class CalQLTorchRLModule(TorchRLModule):
+    """Actor and observation normaliser: all that acting needs, and all that runners are sent.
+
+    Critics and temperatures are the learner's. Actions come out in [-1, 1]; RLlib's connectors map them to the
+    environment's bounds. Every row of a batch explores with its own sequence of noise, which `begin_episode`
+    starts anew: an episode is a function of its seed.
+
+    `model_config` holds `policy_model_config`, `orthogonal_init` and `precision` of `CalQLConfig`.
+    """
+
+    def setup(self) -> None:
+        """Builds the networks; the learner puts those of its update in their place (`share`)."""
+        require_flat_box(self.observation_space, self.action_space)
+        obs_dim, self.act_dim = self.observation_space.shape[0], self.action_space.shape[0]
+        actor = self.model_config["policy_model_config"]
+        self.dtype = torch.float64 if self.model_config["precision"] == "float64" else torch.float32
+        self.actor = TanhGaussianActor(
+            obs_dim,
+            self.act_dim,
+            actor["fcnet_hiddens"],
+            actor["fcnet_activation"],
+            self.model_config["orthogonal_init"],
+        ).to(dtype=self.dtype)
+        self.register_buffer("obs_mean", torch.zeros(obs_dim, dtype=self.dtype))
+        self.register_buffer("obs_std", torch.ones(obs_dim, dtype=self.dtype))
+        self.action_dist_cls = SquashedGaussian
+        self._noise: dict[int, torch.Generator] = {}
+
+    def share(self, update: CalQLUpdate) -> None:
+        """From now on this module is the update's actor and normaliser; nothing is copied."""
+        self.actor, self.obs_mean, self.obs_std = update.actor, update.obs_mean, update.obs_std
+
+    def begin_episode(self, row: int, seed: int) -> None:
+        """Starts the exploration noise of a row of the batches to come anew."""
+        self._noise[row] = torch.Generator().manual_seed(seed)
+
+    def policy(self, observations: Tensor) -> TanhGaussian:
+        """The policy's distribution at raw observations (B, obs_dim)."""
+        return self.actor((observations.to(self.dtype) - self.obs_mean) / self.obs_std)
+
+    def _forward(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Mean and log-std, (B, 2 * act_dim), of the squashed Gaussian."""
+        policy = self.policy(batch[Columns.OBS])
+        return {Columns.ACTION_DIST_INPUTS: torch.cat([policy.mean, policy.log_std], dim=-1)}
+
+    def _forward_inference(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """The mode of the distribution."""
+        return self._act(batch[Columns.OBS], None)
+
+    def _forward_exploration(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """A sample of the distribution."""
+        observations = batch[Columns.OBS]
+        for row in range(len(self._noise), len(observations)):  # rows that no episode was begun for
+            self.begin_episode(row, int(torch.randint(2**31, ())))
+        noise = [torch.randn(self.act_dim, generator=self._noise[row]) for row in range(len(observations))]
+        return self._act(observations, torch.stack(noise).to(observations.device, self.dtype))
+
+    @torch.no_grad()
+    def _act(self, observations: Tensor, noise: Tensor | None) -> dict[str, Any]:
+        policy = self.policy(observations)
+        actions, log_probs = policy.sample(torch.zeros_like(policy.mean) if noise is None else noise)
+        return {
+            Columns.ACTIONS: actions,
+            Columns.ACTION_LOGP: log_probs,
+            Columns.ACTION_DIST_INPUTS: torch.cat([policy.mean, policy.log_std], dim=-1),
+        }
+
+
+class SquashedGaussian(TorchSquashedGaussian):
+    """RLlib's squashed Gaussian; its deterministic action is squashed too (RLlib's is the raw mean)."""
+
+    def to_deterministic(self) -> Any:
+        """A distribution that always gives tanh(mean)."""
+        deterministic = super().to_deterministic()
+        deterministic.loc = self._squash(self.loc)
+        return deterministic
