@@ -20,7 +20,7 @@ BOTH_STACKS = pytest.mark.parametrize("new_stack", [False, True], ids=["policy_s
 
 
 def small_config(
-    data: Transitions | Path | str, num_env_runners: int, new_stack: bool = False, **training: Any
+    data: Transitions | Path | str, num_env_runners: int, new_stack: Any = False, **training: Any
 ) -> CalQLConfig:
     settings = {
         "num_offline_updates": 20,
