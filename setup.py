@@ -27,10 +27,11 @@ setup(
     ],
     python_requires=">=3.11",
     install_requires=[
-        # RLlib's internals change from one minor version to the next.
-        "ray[rllib]>=2.60,<2.61",
+        # RLlib's internals change from one minor version to the next: these are tested, the first by `make
+        # test-ray-min`. Ray 2.53 pins gymnasium 1.1.1.
+        "ray[rllib]>=2.54.0,<2.61",
         "torch>=2.4,<3",
-        # Ray 2.60 itself pins 1.2.2.
+        # Ray 2.54 to 2.60 themselves pin 1.2.2.
         "gymnasium>=1.2.2,<1.3",
         "dm-tree>=0.1.8,<0.2",
         "numpy>=2.0,<3",
@@ -51,7 +52,7 @@ setup(
         "export": ["onnx>=1.19,<2", "onnxruntime>=1.23,<2", "onnxscript>=0.5,<0.8"],
         # `hf` is for its downloads.
         "minari": ["minari[hdf5,hf]>=0.5.4,<0.6"],
-        "serve": ["ray[serve]>=2.60,<2.61"],
+        "serve": ["ray[serve]>=2.54.0,<2.61"],
         "robotics": ["gymnasium-robotics>=1.4.2,<2", "mujoco>=3.2,<4"],
         "dev": [
             "hypothesis>=6.100",
