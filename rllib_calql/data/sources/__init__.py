@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
@@ -30,6 +31,10 @@ _SUFFIXES = {  # files and globs: the path
     ".ipc": "tables.open",
     ".feather": "tables.open",
     ".json": "rllib_logs.open_json",
+    ".npz": "arrays.open",
+    ".npy": "arrays.open",
+    ".pkl": "arrays.open",
+    ".pickle": "arrays.open",
 }
 _FOLDERS = {  # folders that hold such a file (glob), the first that fits: the path
     "dataset.json": ".storage.open_folder",
@@ -42,46 +47,53 @@ _FOLDERS = {  # folders that hold such a file (glob), the first that fits: the p
     "**/*.ipc": "tables.open",
     "**/*.feather": "tables.open",
     "**/*.json": "rllib_logs.open_json",
+    "**/*.npz": "arrays.open",
 }
 UNDERSTOOD = (
     "d4rl://NAME, minari://NAME, pointmaze://NAME, the path of a .hdf5 or .h5 file in D4RL's layout, of a Minari "
-    "dataset's folder, or of Parquet, Arrow and Feather files or RLlib's logs (.json, .parquet): a file, a glob "
-    "or a folder"
+    "dataset's folder, of a .npy, .pkl or .pickle file, or of Parquet, Arrow, Feather and .npz files or RLlib's "
+    "logs (.json, .parquet): a file, a glob or a folder"
 )
 
 
-def open_source(uri: str | Path | Source, **options: Any) -> Source:
+def open_source(uri: str | Path | Mapping[str, Any] | Source, **options: Any) -> Source:
     """Finds the reader of a dataset; reads no rows yet.
 
     Args:
         uri: `d4rl://NAME` (D4RL's cache folder, else downloaded), `minari://NAME` (Minari's folder, else
             downloaded), `pointmaze://NAME` (made on first use), the path of an HDF5 file in D4RL's flat layout,
-            the folder of a Minari dataset, the path, glob or folder of Parquet, Arrow or Feather files or of
-            RLlib's logs (.json, .parquet), or a `Source` (`Transitions` are one), returned as it is.
+            the folder of a Minari dataset, the path, glob or folder of Parquet, Arrow, Feather or .npz files or of
+            RLlib's logs (.json, .parquet), a pickle (.npy, .pkl; read with `allow_pickle=True` only), a dict of
+            arrays, or a `Source` (`Transitions` are one), returned as it is.
         **options: what the reader takes, see `sources.d4rl.open`, `sources.d4rl.open_task`,
             `sources.minari.open`, `sources.minari.open_named`, `sources.pointmaze.open`, `sources.tables.open`,
-            `sources.rllib_logs.open_json`.
+            `sources.rllib_logs.open_json`, `sources.arrays.open`.
 
     Raises:
         DatasetError: unknown kind of URI or option, or nothing that can be read is there.
     """
-    if not isinstance(uri, (str, Path)):
+    target: Any
+    if isinstance(uri, Mapping):
+        name, target = "arrays.open", uri
+    elif isinstance(uri, (str, Path)):
+        name, target = _reader(str(uri))
+    else:
         if options:
             raise DatasetError(f"options {', '.join(sorted(options))} are for datasets opened by name or path")
         return uri
-    name, target = _reader(str(uri))
     module, _, function = name.rpartition(".")
     reader = getattr(import_module(f".{module}", __name__), function)
     known = list(inspect.signature(reader).parameters)[1:]
+    what = repr(str(uri)) if isinstance(uri, (str, Path)) else "arrays"
     if unknown := sorted(set(options) - set(known)):
         raise DatasetError(
-            f"unknown option {', '.join(unknown)} for {str(uri)!r}: it takes {', '.join(known) or 'none'}"
+            f"unknown option {', '.join(unknown)} for {what}: it takes {', '.join(known) or 'none'}"
         )
     return reader(target, **options)
 
 
 def open_dataset(
-    uri: str | Path | Source, *, observations: ObservationLayout | None = None, **options: Any
+    uri: str | Path | Mapping[str, Any] | Source, *, observations: ObservationLayout | None = None, **options: Any
 ) -> Transitions:
     """Opens a dataset: raw rows, in the environment's units.
 

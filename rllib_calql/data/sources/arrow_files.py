@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +17,24 @@ from rllib_calql.data.rows import rows_per_chunk
 SUFFIXES = (".parquet", ".pq", ".arrow", ".ipc", ".feather")
 # So many rows are looked at to know how large a row of a Parquet file is.
 _SAMPLE = 64
+
+
+@dataclass(frozen=True)
+class ArrowFile:
+    """A Parquet, Arrow IPC or Feather file, see `TableFile`."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def read_schema(self) -> tuple[pa.Schema, int | None]:
+        """See `read_schema`."""
+        return read_schema(self.path)
+
+    def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """See `batches`."""
+        return batches(self.path, columns)
 
 
 @contextmanager

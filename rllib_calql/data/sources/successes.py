@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from rllib_calql.data.errors import DatasetError, DatasetWarning
-from rllib_calql.data.rows import Rows
+from rllib_calql.data.rows import Metadata, Rows, Source
+
+
+@dataclass(frozen=True)
+class UpToSuccesses:
+    """A source whose rows go through `up_to_successes`."""
+
+    source: Source
+    success_reward: float
+
+    @property
+    def metadata(self) -> Metadata:
+        """The source's."""
+        return self.source.metadata
+
+    def chunks(self) -> Iterator[Rows]:
+        """See `up_to_successes`."""
+        return up_to_successes(self.source.chunks(), self.success_reward)
 
 
 def up_to_successes(chunks: Iterable[Rows], success_reward: float) -> Iterator[Rows]:

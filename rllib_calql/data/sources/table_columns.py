@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -28,8 +27,22 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 _REQUIRED = ("observations", "actions", "rewards")
 VECTORS = ("observations", "actions", "next_observations")
+FLAGS = ("terminated", "truncated", "dones")
 # A role's column, or the columns that make up its vector.
 Chosen = dict[str, str | tuple[str, ...]]
+
+
+def ends(flags: Mapping[str, np.ndarray], num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """`terminated` and `truncated`, (n,) bool each, from those `FLAGS` that there are.
+
+    What is done and not terminated was truncated; where nothing tells what was terminated, all is that is done
+    and not truncated.
+    """
+    no = np.zeros(num_rows, dtype=bool)
+    truncated, dones = flags.get("truncated", no), flags.get("dones", no)
+    if "terminated" in flags:
+        return flags["terminated"], truncated | (dones & ~flags["terminated"])
+    return dones & ~truncated, truncated
 
 
 def columns_of(chosen: Chosen) -> list[str]:
@@ -38,7 +51,7 @@ def columns_of(chosen: Chosen) -> list[str]:
     return list(dict.fromkeys(name for group in names for name in group))
 
 
-def choose_columns(schema: pa.Schema, given: Mapping[str, str | Sequence[str]], file: Path) -> Chosen:
+def choose_columns(schema: pa.Schema, given: Mapping[str, str | Sequence[str]], file: object) -> Chosen:
     """The column or columns of each role that a table has.
 
     Raises:
@@ -73,7 +86,7 @@ def choose_columns(schema: pa.Schema, given: Mapping[str, str | Sequence[str]], 
     return chosen
 
 
-def _given(schema: pa.Schema, role: str, names: str | Sequence[str], file: Path) -> str | tuple[str, ...]:
+def _given(schema: pa.Schema, role: str, names: str | Sequence[str], file: object) -> str | tuple[str, ...]:
     if isinstance(names, str):
         found = _find(schema, role, names, file)
         if found is None:
@@ -92,7 +105,7 @@ def _given(schema: pa.Schema, role: str, names: str | Sequence[str], file: Path)
     return tuple(names)
 
 
-def _find(schema: pa.Schema, role: str, name: str, file: Path) -> str | tuple[str, ...] | None:
+def _find(schema: pa.Schema, role: str, name: str, file: object) -> str | tuple[str, ...] | None:
     """The column of this name, or for a vector the columns `name_0`, `name_1`, ... in natural order."""
     if (count := schema.names.count(name)) > 1:
         raise DatasetError(f"{file} has {count} columns called {name!r}")
@@ -123,7 +136,7 @@ def _shortened(names: Sequence[str], limit: int = 30) -> str:
 class TableBatch:
     """Some rows of a file, by role; what cannot be used is reported with file, column and row."""
 
-    file: Path
+    file: object
     first_row: int
     batch: pa.RecordBatch
     columns: Chosen
@@ -164,8 +177,6 @@ class TableBatch:
 
     def flags(self, role: str) -> np.ndarray:
         """(n,) bool"""
-        if role not in self.columns:
-            return np.zeros(self.batch.num_rows, dtype=bool)
         result = self.numbers(role)
         bad = np.isnan(result) if result.dtype.kind == "f" else np.zeros(len(result), dtype=bool)
         if bad.any():

@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import tree
 
 from rllib_calql.data.errors import DatasetError
 from rllib_calql.data.rows import Metadata, Rows, Source, cut_off, gather
 from rllib_calql.data.sources import rllib_logs
-from rllib_calql.data.sources.arrow_files import SUFFIXES, batches, read_schema
+from rllib_calql.data.sources.arrow_files import SUFFIXES, ArrowFile, read_schema
 from rllib_calql.data.sources.files import data_files
-from rllib_calql.data.sources.table_columns import VECTORS, Chosen, TableBatch, choose_columns, columns_of
+from rllib_calql.data.sources.table_columns import (
+    FLAGS,
+    VECTORS,
+    Chosen,
+    TableBatch,
+    choose_columns,
+    columns_of,
+    ends,
+)
 
 # The number of files whose lengths are added up when a dataset is opened.
 _MAX_COUNTED_FILES = 1000
@@ -57,11 +66,32 @@ def open(
         return rllib_logs.open_parquet(files, schema, allow_pickle)
     if allow_pickle:
         raise DatasetError(f"{files[0]} is no log of RLlib and holds no pickles: leave out allow_pickle")
-    chosen = choose_columns(schema, columns or {}, files[0])
+    return open_table([ArrowFile(file) for file in files], columns or {}, shapes or {})
+
+
+class TableFile(Protocol):
+    """A file of columns, or what is read like one; `str` names it in messages."""
+
+    def read_schema(self) -> tuple[pa.Schema, int | None]:
+        """The columns and their number of rows, where that is known without reading them."""
+        ...
+
+    def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """The rows in order, about `CHUNK_BYTES` of these columns at a time."""
+        ...
+
+
+def open_table(
+    files: Sequence[TableFile],
+    columns: Mapping[str, str | Sequence[str]],
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> Tables:
+    """Files of the same columns, see `open`."""
+    chosen = choose_columns(files[0].read_schema()[0], columns, files[0])
     for role in shapes or {}:
         if role not in VECTORS:
             raise DatasetError(f"shapes has no {role!r}: it takes {', '.join(VECTORS)}")
-    counts = [read_schema(file)[1] for file in files] if len(files) <= _MAX_COUNTED_FILES else [None]
+    counts = [file.read_schema()[1] for file in files] if len(files) <= _MAX_COUNTED_FILES else [None]
     known = [count for count in counts if count is not None]
     num_rows = sum(known) if len(known) == len(files) else None
     source = f"table, {len(files)} file{'s' if len(files) > 1 else ''}"
@@ -72,7 +102,7 @@ def open(
 class Tables:
     """Files of the same columns; see `open`."""
 
-    files: tuple[Path, ...]
+    files: tuple[TableFile, ...]
     columns: Chosen
     shapes: Mapping[str, Sequence[int]]
     metadata: Metadata
@@ -97,7 +127,7 @@ class Tables:
         marks = _Marks()
         layout: dict[str, Any] | None = None
         for file in self.files:
-            schema, _ = read_schema(file)
+            schema, _ = file.read_schema()
             if missing := [name for name in names if name not in schema.names]:
                 raise DatasetError(
                     f"{file} has no column {missing[0]!r}, which {self.files[0]} has: files of one dataset "
@@ -105,7 +135,7 @@ class Tables:
                 )
             first_row = 0
             marks.file = file
-            for batch in batches(file, names):
+            for batch in file.batches(names):
                 if batch.num_rows:
                     reader = TableBatch(file, first_row, batch, self.columns, self.shapes)
                     starts = marks.starts(reader)
@@ -126,14 +156,14 @@ class _Marks:
         self._last_id: Any = None
         self._last_step: Any = None
         self._seen: set[Any] = set()
-        self._file: Path | None = None
+        self._file: TableFile | None = None
 
     @property
-    def file(self) -> Path | None:
+    def file(self) -> TableFile | None:
         return self._file
 
     @file.setter
-    def file(self, file: Path) -> None:
+    def file(self, file: TableFile) -> None:
         """Ids may be counted anew in each file."""
         self._file, self._seen = file, set()
 
@@ -165,12 +195,8 @@ class _Marks:
 
 
 def _rows(reader: TableBatch, starts: np.ndarray) -> Rows:
-    terminated, truncated = reader.flags("terminated"), reader.flags("truncated")
-    dones = reader.flags("dones")
-    if "terminated" in reader.columns:  # what else is done was cut off
-        truncated = truncated | (dones & ~terminated)
-    else:
-        terminated = dones & ~truncated
+    flags = {role: reader.flags(role) for role in FLAGS if role in reader.columns}
+    terminated, truncated = ends(flags, len(starts))
     return Rows(
         observations=reader.vectors("observations"),
         actions=reader.vectors("actions"),
