@@ -130,6 +130,7 @@ def test_episodes_go_on_in_the_next_file(tmp_path: Path) -> None:
     whole = open_dataset(given)
     for number, rows in enumerate((slice(0, 7), slice(7, 30), slice(30, N))):
         written(tmp_path / f"part-{number * 5}.npz", **{name: values[rows] for name, values in given.items()})
+    (tmp_path / "about.json").write_text("{}")
     for path in (tmp_path, tmp_path / "part-*.npz"):
         assert_same(open_dataset(path), whole)
 

@@ -46,8 +46,8 @@ _FOLDERS = {  # folders that hold such a file (glob), the first that fits: the p
     "**/*.arrow": "tables.open",
     "**/*.ipc": "tables.open",
     "**/*.feather": "tables.open",
-    "**/*.json": "rllib_logs.open_json",
     "**/*.npz": "arrays.open",
+    "**/*.json": "rllib_logs.open_json",
 }
 UNDERSTOOD = (
     "d4rl://NAME, minari://NAME, pointmaze://NAME, the path of a .hdf5 or .h5 file in D4RL's layout, of a Minari "
@@ -131,7 +131,7 @@ def _reader(uri: str) -> tuple[str, str]:
     if separator:
         if scheme in _SCHEMES:
             return _SCHEMES[scheme], name
-    else:
+    elif uri:
         path = Path(uri).expanduser()
         if path.is_dir():
             for pattern, reader in _FOLDERS.items():
