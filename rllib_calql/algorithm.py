@@ -128,6 +128,7 @@ class CalQL(Checkpoints, CQL):
         results = super().step()
         if not self._evaluated:  # the new API stack repeats older results
             results.pop(EVALUATION_RESULTS, None)
+        results.setdefault(ENV_RUNNER_RESULTS, {})
         ended = self.phase != phase or (self.complete and not was_complete)
         # Parallel evaluation has used the weights from before this iteration.
         missing = EVALUATION_RESULTS not in results or self.config.evaluation_parallel_to_training

@@ -215,6 +215,29 @@ def compare(arrays: Arrays, group: str, found: Mapping[str, np.ndarray], change:
     return errors
 
 
+def recorded_step(arrays: Arrays, t: int, update: CalQLUpdate) -> tuple[dict[str, Tensor], Noise]:
+    """The batch and the noise of update number `t`."""
+
+    def tensor(key: str) -> Tensor:
+        return torch.as_tensor(np.asarray(arrays[key][t]), dtype=update.dtype)
+
+    batch = {key.removeprefix("batch/"): tensor(key) for key in arrays if key.startswith("batch/")}
+    target_noise = tensor("noise/eps_next")
+    no_noise = torch.zeros(len(batch["rewards"]), update.config.num_actions, update.act_dim, dtype=update.dtype)
+
+    def sampled(name: str) -> Tensor:
+        return tensor(f"noise/{name}") if f"noise/{name}" in arrays else no_noise
+
+    noise = Noise(
+        actor=tensor("noise/eps_new"),
+        target=target_noise if target_noise.dim() == 3 else target_noise.unsqueeze(1),
+        current=sampled("eps_cql_current"),
+        next=sampled("eps_cql_next"),
+        random=sampled("random_actions"),
+    )
+    return batch, noise
+
+
 def check_file(path: Path, precision: str) -> Outcome:
     """Runs the file's updates with its noise and compares everything it stores."""
     with np.load(path, allow_pickle=False) as file:
@@ -229,26 +252,7 @@ def check_file(path: Path, precision: str) -> Outcome:
     grad_errors: dict[str, float] = {}
     history: dict[str, list[float]] = {}
     for t in range(meta["n_updates"]):
-
-        def tensor(key: str, t: int = t) -> Tensor:
-            return torch.as_tensor(np.asarray(arrays[key][t]), dtype=update.dtype)
-
-        batch = {key.removeprefix("batch/"): tensor(key) for key in arrays if key.startswith("batch/")}
-        target_noise = tensor("noise/eps_next")
-        no_noise = torch.zeros(
-            len(batch["rewards"]), update.config.num_actions, update.act_dim, dtype=update.dtype
-        )
-
-        def sampled(name: str, t: int = t, default: Tensor = no_noise) -> Tensor:
-            return tensor(f"noise/{name}", t) if f"noise/{name}" in arrays else default
-
-        noise = Noise(
-            actor=tensor("noise/eps_new"),
-            target=target_noise if target_noise.dim() == 3 else target_noise.unsqueeze(1),
-            current=sampled("eps_cql_current"),
-            next=sampled("eps_cql_next"),
-            random=sampled("random_actions"),
-        )
+        batch, noise = recorded_step(arrays, t, update)
         actor, critic = update.gradients(batch, noise)
         for name, value in scalars(update, batch, actor, critic).items():
             history.setdefault(name, []).append(float(value.detach()))
