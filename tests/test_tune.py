@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from ray import tune
@@ -14,8 +17,9 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.tune.schedulers import PopulationBasedTraining
 from typer.testing import CliRunner, Result
 
-from rllib_calql import Transitions
+from rllib_calql import CalQLConfig, Transitions
 from rllib_calql.cli.calql import app
+from rllib_calql.data import write_dataset
 from tests.test_resume import small_config
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -98,6 +102,71 @@ def test_population_based_training_changes_the_live_algorithm(pendulum_data: Tra
     assert {"actor_lr", "tau"} <= document["best"].keys()
     assert [trial["status"] for trial in document["trials"]] == ["ended", "ended"]
     assert [trial["iterations"] for trial in document["trials"]] == [4, 4]
+
+
+def mapped_memory(folder: Path) -> dict[str, float]:
+    """Resident bytes of the files mapped from a folder: all of them, and this process's share."""
+    found, counts = {"Rss": 0.0, "Pss": 0.0}, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *values = line.split()
+        if not name.endswith(":"):
+            counts = str(folder) in line
+        elif counts and name[:-1] in found:
+            found[name[:-1]] += 1024.0 * int(values[0])
+    return found
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_trials_on_one_machine_share_one_mapped_dataset(tmp_path: Path) -> None:
+    folder, num_rows, rng = tmp_path / "data", 50_000, np.random.default_rng(0)
+    ends = np.arange(num_rows) % 100 == 99
+    data = Transitions.from_arrays(
+        observations=rng.normal(size=(num_rows, 40)).astype(np.float32),
+        actions=rng.uniform(-1.0, 1.0, (num_rows, 2)).astype(np.float32),
+        rewards=rng.normal(size=num_rows).astype(np.float32),
+        terminated=ends,
+        truncated=np.zeros(num_rows, bool),
+    )
+    write_dataset(data, folder)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+
+    class Measure(RLlibCallback):
+        """In both trials at the same time."""
+
+        def on_train_result(self, *, algorithm: Any, result: dict[str, Any], **kwargs: Any) -> None:
+            self.meet("before")
+            result["memory"] = mapped_memory(folder)
+            self.meet("after")
+
+        def meet(self, where: str) -> None:
+            (tmp_path / f"{where}-{os.getpid()}").touch()
+            for _ in range(600):
+                if len(list(tmp_path.glob(f"{where}-*"))) == 2:
+                    return
+                time.sleep(0.1)
+            raise TimeoutError("the other trial did not come")
+
+    config = (
+        CalQLConfig()
+        .environment(
+            observation_space=gym.spaces.Box(-np.inf, np.inf, (40,)), action_space=gym.spaces.Box(-1, 1, (2,))
+        )
+        .offline_data(input_=str(folder))
+        .training(
+            num_offline_updates=5,
+            min_train_updates_per_iteration=5,
+            num_online_env_steps=0,
+            actor_lr=tune.grid_search([1e-4, 1e-3]),
+        )
+        .callbacks(Measure)
+    )
+    run_config = tune.RunConfig(storage_path=str(tmp_path / "results"), verbose=0)
+    results = tune.Tuner("CalQL", param_space=config, run_config=run_config).fit()
+    assert results.num_errors == 0
+    memories = [result.metrics["memory"] for result in results]
+    assert len(memories) == 2
+    assert all(memory["Rss"] > 0.9 * size for memory in memories)
+    assert sum(memory["Pss"] for memory in memories) < 1.1 * size
 
 
 def write_trial(
