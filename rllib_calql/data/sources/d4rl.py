@@ -11,7 +11,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from rllib_calql.data.errors import DatasetError, first_rows
+from rllib_calql.data.columns import as_flags
+from rllib_calql.data.errors import DatasetError
 from rllib_calql.data.reference_scores import reference_scores
 from rllib_calql.data.rows import Metadata, Rows, Source, rows_per_chunk
 from rllib_calql.data.sources.d4rl_tasks import BASE_URL, TASKS
@@ -114,9 +115,9 @@ class D4RLFile:
             since_end, any_end = 0, False
             for start in range(0, num_rows, size):
                 read = {name: column[start : start + size] for name, column in columns.items()}
-                terminated = _flags("terminals", read["terminated"], start)
+                terminated = as_flags("terminals", read["terminated"], start)
                 if "truncated" in read:
-                    truncated = _flags("timeouts", read["truncated"], start)
+                    truncated = as_flags("timeouts", read["truncated"], start)
                 else:
                     truncated, since_end = _step_limits(terminated, self.max_episode_steps, since_end)
                     any_end = any_end or bool((terminated | truncated).any())
@@ -216,15 +217,6 @@ def _rows_per_read(columns: dict[str, h5py.Dataset]) -> int:
     bytes_per_row = sum(column.dtype.itemsize * int(np.prod(column.shape[1:])) for column in columns.values())
     stored_together = (column.chunks[0] for column in columns.values() if column.chunks)
     return max(rows_per_chunk(bytes_per_row), *stored_together, 1)
-
-
-def _flags(name: str, column: np.ndarray, first_row: int) -> np.ndarray:
-    """(n,) bool of a column of zeros and ones."""
-    column = column.reshape(-1)
-    if column.dtype.kind == "f" and not np.isfinite(column).all():
-        bad = np.append(np.zeros(first_row, dtype=bool), ~np.isfinite(column))
-        raise DatasetError(f"{name} has NaN or infinite values in {first_rows(bad)}: repair or drop them")
-    return column != 0
 
 
 def _step_limits(terminated: np.ndarray, max_episode_steps: int | None, since_end: int) -> tuple[np.ndarray, int]:

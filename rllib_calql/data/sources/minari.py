@@ -17,7 +17,7 @@ import numpy as np
 import tree
 
 from rllib_calql.data.errors import DatasetError, DatasetWarning
-from rllib_calql.data.rows import Metadata, Rows, Tree, rows_per_chunk
+from rllib_calql.data.rows import Metadata, Rows, Tree, gather
 from rllib_calql.data.sources.hdf5 import check_group, open_hdf5
 from rllib_calql.data.sources.successes import at_successes
 from rllib_calql.envs.recorded import goes_on_after_success, with_kwargs
@@ -39,7 +39,10 @@ class MinariFolder:
     metadata: Metadata
 
     def chunks(self) -> Iterator[Rows]:
-        """All rows, episode by episode; see `Source`."""
+        """All rows, episode after episode; see `Source`."""
+        return gather(self._episodes())
+
+    def _episodes(self) -> Iterator[Rows]:
         dataset = _dataset(self.path)
         with open_hdf5(self.path / _HDF5_FILE) if self.data_format == "hdf5" else nullcontext() as file:
             for number in range(self.num_episodes):
@@ -47,7 +50,8 @@ class MinariFolder:
                     steps = self._check_episode(file, number)
                     episode = next(iter(dataset.iterate_episodes([number])))
                     rows = _rows(episode, steps, self.end_at_success)
-                yield from _pieces(rows)
+                if len(rows):
+                    yield rows
 
     def _check_episode(self, file: h5py.File | None, number: int) -> int | None:
         """The recorded length of an episode; refuses what minari must not open."""
@@ -259,13 +263,3 @@ def _successes(episode: Any, n: int) -> np.ndarray:
             "it with end_at_success=False"
         )
     return episode.rewards.reshape(n) > 0
-
-
-def _pieces(rows: Rows) -> Iterator[Rows]:
-    """Chunks of an episode."""
-    if len(rows) == 0:
-        return
-    columns = tree.flatten([rows.observations, rows.next_observations, rows.actions])
-    size = rows_per_chunk(sum(leaf.nbytes for leaf in columns) // len(rows))
-    for start in range(0, len(rows), size):
-        yield rows.take(slice(start, start + size))
