@@ -273,9 +273,9 @@ def test_critic_gradient_is_what_autograd_finds(
     bounds = losses.reference_bounds(reference, number)
     form = (temperature, low, high)
     gap = losses.conservative_gap(q, offsets, bounds, *form)
-    loss = rows * (losses.bellman_loss(q[..., 0], target) + weight * gap).sum()
+    loss = 0.5 * rows * (losses.bellman_loss(q[..., 0], target) + weight * gap).sum()
     (expected,) = torch.autograd.grad(loss, q)
-    found = losses.critic_gradient(q.detach(), target, offsets, bounds, weight, *form)
+    found = losses.critic_gradient(q.detach(), target, offsets, bounds, 0.5, 0.5 * weight, *form)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
     assert (expected == 0.0).any()  # bounded actions, clipped rows
 

@@ -132,12 +132,13 @@ def critic_gradient(
     target: Tensor,
     offsets: Tensor,
     bounds: Tensor,
+    bellman_weight: float,
     weight: Tensor | float,
     temperature: float = 1.0,
     clip_min: float = -math.inf,
     clip_max: float = math.inf,
 ) -> Tensor:
-    """Row by row, the derivative of (Q_data - target)^2 + weight * clip(conservative_difference) by `q`.
+    """d/dq of bellman_weight * (Q_data - target)^2 + weight * clip(conservative_difference), row by row.
 
     The soft maximum's derivative is the softmax; a bounded action has none, nor has a clipped row. Shapes as in
     `conservative_difference`; `target` is (B,). Returns (..., B, 1 + 3N).
@@ -150,7 +151,7 @@ def critic_gradient(
         difference = conservative_difference(q, offsets, bounds, temperature)
         gradient.mul_(((difference >= clip_min) & (difference <= clip_max)).unsqueeze(-1))
     gradient.mul_(weight)
-    gradient[..., 0].add_(q[..., 0] - target, alpha=2.0)
+    gradient[..., 0].add_(q[..., 0] - target, alpha=2.0 * bellman_weight)
     return gradient
 
 

@@ -45,7 +45,7 @@ class TanhGaussian(NamedTuple):
         mean, log_std = self.mean, self.log_std
         if noise.dim() == 3:
             mean, log_std = mean.unsqueeze(1), log_std.unsqueeze(1)
-        pre_tanh = mean + log_std.exp() * noise
+        pre_tanh = torch.addcmul(mean, log_std.exp(), noise)
         return torch.tanh(pre_tanh), _log_prob(noise, log_std, pre_tanh)
 
     def log_prob(self, actions: Tensor) -> Tensor:
@@ -62,9 +62,10 @@ class TanhGaussian(NamedTuple):
 
 def _log_prob(noise: Tensor, log_std: Tensor, pre_tanh: Tensor) -> Tensor:
     """Gaussian log-density less the exact log-determinant of tanh (no epsilon inside a logarithm)."""
-    gaussian = -0.5 * noise.square() - log_std - 0.5 * math.log(2.0 * math.pi)
-    log_det = 2.0 * (math.log(2.0) - pre_tanh - F.softplus(-2.0 * pre_tanh))
-    return (gaussian - log_det).sum(-1)
+    # log-density + 2 * (u + softplus(-2u)) - 2 log 2, its constant parts added to the sums alone
+    terms = torch.add(pre_tanh, F.softplus(-2.0 * pre_tanh)).mul(2.0).sub(noise.square(), alpha=0.5)
+    constant = noise.shape[-1] * (0.5 * math.log(2.0 * math.pi) + 2.0 * math.log(2.0))
+    return terms.sum(-1) - log_std.sum(-1) - constant
 
 
 class TanhGaussianActor(nn.Module):

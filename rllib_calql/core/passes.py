@@ -21,8 +21,8 @@ from torch.autograd.function import once_differentiable
 if TYPE_CHECKING:
     from rllib_calql.core.networks import CriticEnsemble
 
-# One hidden layer of a slice: a few of these fit the 1 to 2 MB of a core's second-level cache.
-SLICE_BYTES = 512 * 1024
+# One hidden layer of a slice. Smaller ones fit the caches better but repeat the small operations more often.
+SLICE_BYTES = 2 * 1024 * 1024
 QGradient = Callable[[Tensor, slice], Tensor]
 
 
@@ -250,6 +250,7 @@ class _Buffers:
             of_width = {tensor.shape[1]: tensor for tensor in self.by_active}
             self.by_active = [of_width[tensor.shape[1]] for tensor in self.sums]
         self._keep, self._by_sums = keep, self.by_active if keep else self.sums
+        self._bits = [[_bits(t) for t in ts] for ts in (self.by_active, self.sums, self._by_sums)]
         self._top = None if dtype == like.dtype else like.new_empty(rows, critics.hiddens[-1])
         self._products: dict[torch.Size, Tensor] = {}
         self._inputs: list[list[Tensor]] = [[] for _ in self.sums]
@@ -261,7 +262,7 @@ class _Buffers:
     def activate(self, layer: int, member: _Member, keep: bool) -> None:
         """From a layer's sums to its activated values."""
         if self.in_place:
-            _bits(self.sums[layer]).clamp_(min=0)
+            self._bits[1][layer].clamp_(min=0)
         else:
             inputs = [self.sums[layer].detach()]
             if self.layer_norm:
@@ -278,7 +279,7 @@ class _Buffers:
     def deactivate(self, layer: int, gradients: _Member | None, first: bool) -> Tensor:
         """From the gradient by a layer's activated values (in `by_active`) to that by its sums."""
         if self.in_place:
-            by_active, values, by_sums = (_bits(t[layer]) for t in (self.by_active, self.sums, self._by_sums))
+            by_active, values, by_sums = (tensors[layer] for tensors in self._bits)
             torch.ops.aten.threshold_backward.grad_input(by_active, values, 0, grad_input=by_sums)
             return self._by_sums[layer]
         by_sums, *by_norm = torch.autograd.grad(

@@ -294,7 +294,7 @@ class CalQLUpdate:
 
         def q_gradient(q: Tensor, states: slice) -> Tensor:
             some = (target[states], offsets[states], bounds[states])
-            return losses.critic_gradient(q, *some, weight, *form).div_(rows)
+            return losses.critic_gradient(q, *some, 1.0 / rows, weight / rows, *form)
 
         q = self.critic_passes.differentiate(observations, actions, q_gradient)
         bellman = losses.bellman_loss(q[..., 0], target)
