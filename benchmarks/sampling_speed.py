@@ -3,8 +3,8 @@
     python -m benchmarks.sampling_speed --out results/sampling-speed.json
 
 `sampling` rows only collect (Pendulum-v1, an actor of two layers of 256): what runners and environments bring.
-`training` rows are online iterations with updates (`--utd-ratio`), synchronous and with `overlap_sampling`. A figure
-is the median of `--repeats` stretches of `--seconds`; every configuration is built and warmed up by itself.
+`training` rows are online iterations with updates (`--utd-ratio`), synchronous and with `overlap_sampling`. A
+figure is the median of `--repeats` stretches of `--seconds`; every configuration is built and warmed up by itself.
 """
 
 from __future__ import annotations

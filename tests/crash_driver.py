@@ -19,7 +19,7 @@ from typing import Any
 import ray
 import torch
 
-from rllib_calql import CalQL, CalQLConfig
+from rllib_calql import CalQL
 from rllib_calql.data import replay_files, whole
 from tests.conftest import collect_pendulum
 from tests.test_resume import deterministic, small_config
@@ -75,13 +75,6 @@ MOMENTS: dict[str, tuple[int, Callable[[CalQL], None]]] = {
 }
 
 
-def settings(data: Any, stack: str = "policy", num_env_runners: int = 0, **training: Any) -> CalQLConfig:
-    """The config of the run."""
-    config = small_config(data, num_env_runners, **training)
-    new = stack == "learner"
-    return config.api_stack(enable_rl_module_and_learner=new, enable_env_runner_and_connector_v2=new)
-
-
 def train(algo: CalQL, checkpoint: Path | None, moment: str = "never") -> None:
     """Trains to iteration 6, with a checkpoint after each; dies at the moment."""
     iteration, crash = MOMENTS.get(moment, (0, die))
@@ -104,7 +97,7 @@ def main() -> None:
     if any(folder.iterdir()):
         algo = CalQL.from_checkpoint(checkpoint, input_=data)
     else:
-        algo = settings(data, **given).build_algo()
+        algo = small_config(data, **given).build_algo()
     train(algo, checkpoint, moment)
 
 

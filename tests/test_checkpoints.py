@@ -26,14 +26,20 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 @pytest.fixture(scope="module")
 def big_data() -> Transitions:
-    """10,000 rows, 220 kB."""
-    return collect_pendulum(200)
+    """20,000 rows, 440 kB."""
+    return collect_pendulum(400)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["policy_stack", "new_stack"])
+def new_stack(request: pytest.FixtureRequest) -> bool:
+    """Which of RLlib's API stacks."""
+    return bool(request.param)
 
 
 @pytest.fixture(scope="module")
-def saved(big_data: Transitions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(big_data: Transitions, new_stack: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run at its first online iteration."""
-    algo = small_config(big_data, 0, num_offline_updates=10).build_algo()
+    algo = small_config(big_data, 0, new_stack, num_offline_updates=10).build_algo()
     algo.train()
     algo.train()
     path = tmp_path_factory.mktemp("saved") / "checkpoint"
@@ -60,8 +66,10 @@ def test_data_in_memory_are_given_again(saved: Path, big_data: Transitions) -> N
     algo.stop()
 
 
-def test_other_data_are_refused_unless_they_are_given_on_purpose(saved: Path, pendulum_data: Transitions) -> None:
-    algo = small_config(pendulum_data, 0).build_algo()
+def test_other_data_are_refused_unless_they_are_given_on_purpose(
+    saved: Path, pendulum_data: Transitions, new_stack: bool
+) -> None:
+    algo = small_config(pendulum_data, 0, new_stack).build_algo()
     with pytest.raises(DatasetError, match=r"run on memory:// \(fingerprint \w+\), and here is .*: use the same"):
         algo.restore(str(saved))
     algo.stop()
@@ -113,9 +121,9 @@ def test_half_checkpoints_are_never_loaded(
         small_config(big_data, 0, load_weights_from=str(copy)).plan()
 
 
-def test_every_file_is_watched(saved: Path, tmp_path: Path, big_data: Transitions) -> None:
+def test_every_file_is_watched(saved: Path, tmp_path: Path, big_data: Transitions, new_stack: bool) -> None:
     """One flipped bit in any file, RLlib's own among them."""
-    algo = small_config(big_data, 0).build_algo()
+    algo = small_config(big_data, 0, new_stack).build_algo()
     for file in [file.relative_to(saved) for file in saved.rglob("*") if file.is_file()]:
         copy = tmp_path / "copy"
         shutil.copytree(saved, copy)
@@ -128,8 +136,10 @@ def test_every_file_is_watched(saved: Path, tmp_path: Path, big_data: Transition
     algo.stop()
 
 
-def test_a_full_disk_leaves_the_earlier_checkpoint_and_the_run(tmp_path: Path, pendulum_data: Transitions) -> None:
-    algo = small_config(pendulum_data, 0, num_offline_updates=10).build_algo()
+def test_a_full_disk_leaves_the_earlier_checkpoint_and_the_run(
+    tmp_path: Path, pendulum_data: Transitions, new_stack: bool
+) -> None:
+    algo = small_config(pendulum_data, 0, new_stack, num_offline_updates=10).build_algo()
     algo.train()
     algo.save(str(tmp_path / "checkpoint"))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -152,10 +162,10 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_the_run(tmp_path: Path, p
 
 
 def test_checkpoints_share_online_rows_wherever_they_lie(
-    tmp_path: Path, big_data: Transitions, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, big_data: Transitions, monkeypatch: pytest.MonkeyPatch, new_stack: bool
 ) -> None:
     monkeypatch.setattr("rllib_calql.data.replay_files.FULL", 1000)  # an episode fills a file
-    algo = small_config(big_data, 0, num_offline_updates=10, utd_ratio=0.02).build_algo()
+    algo = small_config(big_data, 0, new_stack, num_offline_updates=10, utd_ratio=0.02).build_algo()
     for _ in range(4):
         algo.train()
     first, second = tmp_path / "first", tmp_path / "second"
@@ -181,10 +191,35 @@ def test_checkpoints_share_online_rows_wherever_they_lie(
     algo.stop()
 
 
-def test_what_a_checkpoint_is_not_for(saved: Path, big_data: Transitions, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop_after", [1, 3], ids=["offline", "online"])
+def test_a_checkpoint_goes_on_on_the_other_api_stack(
+    tmp_path: Path, pendulum_data: Transitions, new_stack: bool, stop_after: int
+) -> None:
+    """All of it: the run goes on as it would have on its own stack."""
+    algo = small_config(pendulum_data, 0, new_stack).build_algo()
+    for _ in range(stop_after):
+        algo.train()
+    algo.save(str(tmp_path / "checkpoint"))
+    expected = [deterministic(algo.train()["calql"]) for _ in range(2)]
+    weights = algo.stack.weights()
+    algo.stop()
+    other = small_config(pendulum_data, 0, not new_stack).build_algo()
+    other.restore(str(tmp_path / "checkpoint"))
+    assert other.training_iteration == stop_after
+    found = [deterministic(other.train()["calql"]) for _ in range(2)]
+    assert [set(block) for block in found] == [set(block) for block in expected]
+    for block, like in zip(found, expected, strict=True):
+        assert block.pop("phase") == like.pop("phase")
+        assert block == pytest.approx(like, rel=1e-5)
+    for name, array in other.stack.weights().items():
+        np.testing.assert_array_equal(array, weights[name], err_msg=name)
+    other.stop()
+
+
+def test_what_a_checkpoint_is_not_for(saved: Path, big_data: Transitions, tmp_path: Path, new_stack: bool) -> None:
     with pytest.raises(ValueError, match=r"does not take \['policy_ids'\]: to go on under another config"):
         CalQL.from_checkpoint(saved, policy_ids=["default_policy"])
-    algo = small_config(big_data, 0).build_algo()
+    algo = small_config(big_data, 0, new_stack).build_algo()
     with pytest.raises(ValueError, match="of the whole run: leave out `state`"):
         algo.save_to_path(tmp_path / "new", state={"learner_group": {}})
     (tmp_path / "notes.txt").write_text("mine")
@@ -196,19 +231,19 @@ def test_what_a_checkpoint_is_not_for(saved: Path, big_data: Transitions, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 0), (0, 1)])
 def test_restored_into_fewer_or_more_runners(
-    tmp_path: Path, pendulum_data: Transitions, before: int, after: int
+    tmp_path: Path, pendulum_data: Transitions, before: int, after: int, new_stack: bool
 ) -> None:
     def starts(algo: Any) -> np.ndarray:
         rows = algo.local_replay_buffer.replay.online.rows
         return rows.observations[np.append(0, rows.episode_ends[:-1] + 1)]
 
-    algo = small_config(pendulum_data, before, num_offline_updates=10).build_algo()
+    algo = small_config(pendulum_data, before, new_stack, num_offline_updates=10).build_algo()
     for _ in range(3):
         algo.train()
     algo.save(str(tmp_path / "checkpoint"))
     kept = starts(algo)
     algo.stop()
-    algo = small_config(pendulum_data, after, num_offline_updates=10).build_algo()
+    algo = small_config(pendulum_data, after, new_stack, num_offline_updates=10).build_algo()
     algo.restore(str(tmp_path / "checkpoint"))
     np.testing.assert_array_equal(starts(algo), kept)
     block = algo.train()["calql"]

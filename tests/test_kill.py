@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import collect_pendulum
-from tests.crash_driver import ITERATIONS, MOMENTS, settings, train
+from tests.crash_driver import ITERATIONS, MOMENTS, train
+from tests.test_resume import small_config
 
 Blocks = dict[int, dict[str, Any]]
 
@@ -37,7 +38,7 @@ def reported(output: str) -> Blocks:
 
 
 def uninterrupted(given: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> Blocks:
-    algo = settings(collect_pendulum(20), **given).build_algo()
+    algo = small_config(collect_pendulum(20), **given).build_algo()
     train(algo, None)
     algo.stop()
     return reported(capsys.readouterr().out)
@@ -45,11 +46,12 @@ def uninterrupted(given: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.usefixtures("ray_session")
 def test_killed_while_it_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = drive(tmp_path, "manifest", {})
+    given = {"num_env_runners": 0}
+    first = drive(tmp_path, "manifest", given)
     assert list(first) == [1, 2, 3, 4, 5]
-    second = drive(tmp_path, "never", {})
+    second = drive(tmp_path, "never", given)
     assert list(second) == [5, 6]  # the checkpoint of iteration 5 was not whole
-    assert {**first, **second} == uninterrupted({}, capsys)
+    assert {**first, **second} == uninterrupted(given, capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
@@ -57,8 +59,8 @@ def test_killed_while_it_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(
     "given",
-    [{"stack": "policy"}, {"stack": "policy", "num_env_runners": 1}],
-    ids=lambda given: "-".join(map(str, given.values())),
+    [{"num_env_runners": runners, "new_stack": new} for runners in (0, 1) for new in (False, True)],
+    ids=["policy_stack", "new_stack", "policy_stack-remote", "new_stack-remote"],
 )
 def test_killed_at_every_moment_in_turn(
     tmp_path: Path, given: dict[str, Any], capsys: pytest.CaptureFixture[str]
