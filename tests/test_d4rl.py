@@ -288,6 +288,7 @@ def test_the_tasks_step_limit_is_known(cache: Path) -> None:
 def test_reference_scores_come_with_the_name(cache: Path, name: str, scores: tuple[float, float]) -> None:
     path = write(cache / f"{name}.hdf5", **small_columns(3, infos__rewards_binary=[-1, -1, 0]))
     assert open_source(f"d4rl://{name}").metadata.score_range == scores
+    assert open_dataset(f"d4rl://{name}").metadata.score_range == scores
     # They belong to the task's own rewards.
     for options in ({"rewards": "infos/rewards_binary"}, {"success_reward": 0.0}):
         assert open_source(f"d4rl://{name}", **options).metadata.score_range is None

@@ -154,15 +154,18 @@ def config(**changes: Any) -> CalQLConfig:
     )
 
 
-def test_from_dataset(datasets: Path, ray_session: None) -> None:
+@pytest.mark.parametrize("new_stack", [False, True])
+def test_from_dataset(datasets: Path, ray_session: None, new_stack: bool) -> None:
     """Trains offline and online in the recorded environment; the goal ends its episodes as it ends the data's."""
-    made = config().environment("from_dataset", env_config={"reward_type": "sparse"})
+    made = (
+        config().api_stack(new_stack, new_stack).environment("from_dataset", env_config={"reward_type": "sparse"})
+    )
     made.offline_data(input_="minari://maze/plain-v0", input_config={"end_at_success": True})
-    made.evaluation(evaluation_interval=1, evaluation_duration=1, evaluation_num_env_runners=1)
+    made.evaluation(evaluation_interval=1, evaluation_duration=1, evaluation_num_env_runners=int(not new_stack))
     plan = made.plan()
     assert plan["environment"]["time limit"] == 60
     algo = made.build_algo()
-    env = algo.env_runner.env.unwrapped
+    env: Any = algo.stack.env.unwrapped
     assert (env.spec.id, env.continuing_task) == ("PointMaze_UMaze-v3", False)
     result = algo.train()
     while not result["done"]:
