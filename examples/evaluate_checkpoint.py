@@ -8,13 +8,30 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+from ray.rllib.core.rl_module import RLModule
 from ray.rllib.policy.policy import Policy
 from ray.rllib.utils.spaces.space_utils import unsquash_action
 
 import rllib_calql  # noqa: F401  (registers the environments)
+
+
+def load(checkpoint: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """The best action for an observation, within the environment's bounds."""
+    module = checkpoint.resolve() / "learner_group" / "learner" / "rl_module" / "default_policy"
+    if module.is_dir():  # a run on the new API stack
+        return RLModule.from_checkpoint(str(module)).act
+    policy = Policy.from_checkpoint(str(checkpoint))["default_policy"]
+
+    def act(observation: np.ndarray) -> np.ndarray:
+        action, _, _ = policy.compute_single_action(observation, explore=False)
+        return unsquash_action(action, policy.action_space_struct)
+
+    return act
 
 
 def main() -> None:
@@ -24,17 +41,14 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=10)
     options = parser.parse_args()
 
-    policy = Policy.from_checkpoint(options.checkpoint)["default_policy"]
+    act = load(Path(options.checkpoint))
     env = gym.make(options.env)
     returns, successes = [], []
     for episode in range(options.episodes):
         observation, _ = env.reset(seed=episode)
         total, done, success = 0.0, False, False
         while not done:
-            action, _, _ = policy.compute_single_action(observation, explore=False)
-            observation, reward, terminated, truncated, info = env.step(
-                unsquash_action(action, policy.action_space_struct)
-            )
+            observation, reward, terminated, truncated, info = env.step(act(observation))
             total += float(reward)
             success |= bool(info.get("success", terminated and float(reward) > 0.0))
             done = terminated or truncated

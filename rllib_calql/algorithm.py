@@ -216,6 +216,22 @@ class CalQL(Checkpoints, CQL):
         if self.eval_env_runner_group is not None:
             self.eval_env_runner_group.foreach_env_runner(lambda runner: runner.restart_episodes())
 
+    def compute_single_action(
+        self, observation: Any = None, *args: Any, explore: bool | None = None, **kwargs: Any
+    ) -> Any:
+        """The action for one observation of the environment, within its bounds; on both API stacks.
+
+        Args:
+            observation: as the environment gives it.
+            explore: a sample of the policy, or its best action; by default as the config says.
+            args, kwargs: RLlib's other arguments; only the Policy stack has a use for them.
+        """
+        if args or kwargs:
+            if self.config.enable_rl_module_and_learner:
+                raise ValueError("on the new API stack compute_single_action takes an observation and explore")
+            return super().compute_single_action(observation, *args, explore=explore, **kwargs)
+        return self.stack.act(observation, self.config.explore if explore is None else explore)
+
     # ---- runners
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:

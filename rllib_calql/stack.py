@@ -63,5 +63,8 @@ class Stack(Protocol):
     def load_update(self, state: Mapping[str, Any]) -> None:
         """Takes over a `CalQLUpdate`'s state that the other stack saved, on this runner and all others."""
 
+    def act(self, observation: Any, explore: bool) -> np.ndarray:
+        """The action for one observation of the environment, within its bounds, under the present weights."""
+
     def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Takes over all or some weights; names that are absent keep their values."""

@@ -10,7 +10,7 @@ import pytest
 from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from rllib_calql import CalQL, CalQLCallback, CalQLConfig, Transitions
-from tests.test_resume import deterministic, small_config
+from tests.test_resume import BOTH_STACKS, deterministic, small_config
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -48,8 +48,9 @@ class Recorder(CalQLCallback):
         raise AssertionError
 
 
-def test_events_of_a_run_in_their_order(pendulum_data: Transitions) -> None:
-    algo = small_config(pendulum_data, 0, num_online_env_steps=100).callbacks(Recorder).build_algo()
+@BOTH_STACKS
+def test_events_of_a_run_in_their_order(pendulum_data: Transitions, new_stack: bool) -> None:
+    algo = small_config(pendulum_data, 0, new_stack, num_online_env_steps=100).callbacks(Recorder).build_algo()
     results = [algo.train() for _ in range(4)]
     evaluation = ["evaluate", "evaluated"]
     assert algo.events == [
@@ -68,7 +69,8 @@ def test_events_of_a_run_in_their_order(pendulum_data: Transitions) -> None:
     algo.stop()
 
 
-def test_episode_events_come_from_the_runners(pendulum_data: Transitions) -> None:
+@BOTH_STACKS
+def test_episode_events_come_from_the_runners(pendulum_data: Transitions, new_stack: bool) -> None:
     class CountSteps(RLlibCallback):
         steps = episodes = 0
 
@@ -78,7 +80,7 @@ def test_episode_events_come_from_the_runners(pendulum_data: Transitions) -> Non
         def on_episode_end(self, **kwargs: Any) -> None:
             type(self).episodes += 1
 
-    config = small_config(pendulum_data, 0, num_offline_updates=0).callbacks(CountSteps)
+    config = small_config(pendulum_data, 0, new_stack, num_offline_updates=0).callbacks(CountSteps)
     algo = config.evaluation(evaluation_interval=None).build_algo()
     algo.train()
     algo.train()
@@ -87,7 +89,10 @@ def test_episode_events_come_from_the_runners(pendulum_data: Transitions) -> Non
     algo.stop()
 
 
-def test_a_checkpoint_of_the_switch_goes_on_as_the_run_did(pendulum_data: Transitions, tmp_path: Path) -> None:
+@BOTH_STACKS
+def test_a_checkpoint_of_the_switch_goes_on_as_the_run_did(
+    pendulum_data: Transitions, tmp_path: Path, new_stack: bool
+) -> None:
     class KeepThePretrained(RLlibCallback):  # not a CalQLCallback: having the method is enough
         calls = 0
 
@@ -95,7 +100,7 @@ def test_a_checkpoint_of_the_switch_goes_on_as_the_run_did(pendulum_data: Transi
             type(self).calls += 1
             algorithm.save(str(tmp_path))
 
-    algo = small_config(pendulum_data, 0).callbacks(KeepThePretrained).build_algo()
+    algo = small_config(pendulum_data, 0, new_stack).callbacks(KeepThePretrained).build_algo()
     expected = [algo.train() for _ in range(4)][-2:]
     weights = algo.update.weights()
     algo.stop()

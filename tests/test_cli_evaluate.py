@@ -58,10 +58,13 @@ def test_success_is_what_the_environment_says() -> None:
     assert evaluate.succeeded(episode_of([{}], terminated=False), reward_means_success=True) is False
 
 
-@pytest.fixture
-def checkpoint(ray_session: None, pendulum_data: Transitions, tmp_path: Path) -> Iterator[tuple[CalQL, Path]]:
+@pytest.fixture(params=[False, True], ids=["policy_stack", "new_stack"])
+def checkpoint(
+    request: pytest.FixtureRequest, ray_session: None, pendulum_data: Transitions, tmp_path: Path
+) -> Iterator[tuple[CalQL, Path]]:
     config = (
         CalQLConfig()
+        .api_stack(enable_rl_module_and_learner=request.param, enable_env_runner_and_connector_v2=request.param)
         .environment("Pendulum-v1", env_config={"max_episode_steps": 30})
         .offline_data(input_=pendulum_data)
         .training(

@@ -12,14 +12,19 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from ray.rllib.core.rl_module import RLModule
+from ray.rllib.policy.policy import Policy
+from ray.rllib.utils.spaces.space_utils import unsquash_action
 from typer.testing import CliRunner
 
 from rllib_calql import CalQL, CalQLConfig, Transitions
 from rllib_calql.cli.calql import app
 from rllib_calql.cli.export import parts
+from rllib_calql.cli.rllib import app as rllib
 from rllib_calql.core import export
 from rllib_calql.core.export import DeterministicPolicy, ExportError, export_policy, read_policy
 from rllib_calql.core.networks import TanhGaussianActor
+from tests.test_resume import BOTH_STACKS
 
 LOW, HIGH = np.array([-2.0, 0.0]), np.array([2.0, 10.0])
 SUFFIXES = {"torchscript": ".pt", "torch": ".pt2", "onnx": ".onnx"}
@@ -108,16 +113,17 @@ class DictPendulum(gym.ObservationWrapper):
 def save_checkpoint(config: CalQLConfig, folder: Path) -> CalQL:
     algo = config.build_algo()
     algo.train()
-    weights = algo.get_policy().get_weights()
-    algo.get_policy().set_weights({"actor.layers.2.weight": 100.0 * weights["actor.layers.2.weight"]})
+    weights = algo.update.weights()
+    algo.update.load_weights({"actor.layers.2.weight": 100.0 * weights["actor.layers.2.weight"]})
     algo.save(str(folder))
     return algo
 
 
-def config(data: Transitions) -> CalQLConfig:
+def config(data: Transitions, new_stack: bool) -> CalQLConfig:
     small = {"fcnet_hiddens": [16, 16]}
     return (
         CalQLConfig()
+        .api_stack(enable_rl_module_and_learner=new_stack, enable_env_runner_and_connector_v2=new_stack)
         .environment(DictPendulum, env_config={"max_episode_steps": 20})
         .offline_data(input_=data)
         .training(
@@ -157,8 +163,11 @@ print(json.dumps({
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_checkpoints_are_exported_with_named_observations(pendulum_data: Transitions, tmp_path: Path) -> None:
-    algo = save_checkpoint(config(pendulum_data), tmp_path / "checkpoint")
+@BOTH_STACKS
+def test_every_way_to_act_gives_the_same_action(
+    pendulum_data: Transitions, tmp_path: Path, new_stack: bool
+) -> None:
+    algo = save_checkpoint(config(pendulum_data, new_stack), tmp_path / "checkpoint")
     for format, suffix in SUFFIXES.items():
         file = tmp_path / f"policy{suffix}"
         done = calql("export", tmp_path / "checkpoint", "--format", format, "--out", file)
@@ -166,8 +175,29 @@ def test_checkpoints_are_exported_with_named_observations(pendulum_data: Transit
         assert "3 observations to 1 actions; on 1000 observations at most" in done.output
     observation = {"angle": np.array([0.6, -0.8], np.float32), "speed": np.array([2.0], np.float32)}
     expected = algo.compute_single_action(observation, explore=False)
-    algo.stop()
     assert 0.01 < abs(expected[0]) < 1.99
+    samples = {float(algo.compute_single_action(observation, explore=True)[0]) for _ in range(3)}
+    assert len(samples) == 3
+    algo.stop()
+    restored = CalQL.from_checkpoint(str(tmp_path / "checkpoint"), input_=pendulum_data)
+    np.testing.assert_array_equal(restored.compute_single_action(observation, explore=False), expected)
+    restored.stop()
+    played = CliRunner().invoke(rllib, ["evaluate", str(tmp_path / "checkpoint"), "--episodes", "1"])
+    assert "Episode 1: return -" in played.output
+    flat = np.array([0.6, -0.8, 2.0], np.float32)
+    if new_stack:
+        module = RLModule.from_checkpoint(
+            str(tmp_path / "checkpoint/learner_group/learner/rl_module/default_policy")
+        )
+        np.testing.assert_array_equal(module.act(flat), expected)
+        actions = module.forward_inference({"obs": torch.as_tensor(flat)[None]})["actions"].numpy()
+        np.testing.assert_allclose(2.0 * actions[0], expected, rtol=1e-6)
+        with pytest.raises(ValueError, match="compute_single_action takes an observation and explore"):
+            algo.compute_single_action(observation, full_fetch=True)
+    else:
+        policy = Policy.from_checkpoint(str(tmp_path / "checkpoint"))["default_policy"]
+        action, _, _ = policy.compute_single_action(flat, explore=False)
+        np.testing.assert_array_equal(unsquash_action(action, policy.action_space_struct), expected)
 
     command = [sys.executable, "-c", STRANGER, json.dumps([0.6, -0.8, 2.0])]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)

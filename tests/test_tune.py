@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 from rllib_calql import CalQLConfig, Transitions
 from rllib_calql.cli.calql import app
 from rllib_calql.data import write_dataset
-from tests.test_resume import small_config
+from tests.test_resume import BOTH_STACKS, small_config
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -30,13 +30,16 @@ def sweep(*arguments: str | Path) -> Result:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_checkpoint_goes_on_with_changed_settings(pendulum_data: Transitions, tmp_path: Path) -> None:
+@BOTH_STACKS
+def test_a_checkpoint_goes_on_with_changed_settings(
+    pendulum_data: Transitions, tmp_path: Path, new_stack: bool
+) -> None:
     """What population based training does to a trial: a new algorithm takes over another's checkpoint."""
-    donor = small_config(pendulum_data, 0, actor_lr=1e-3).build_algo()
+    donor = small_config(pendulum_data, 0, new_stack, actor_lr=1e-3).build_algo()
     donor.train()
     donor.save(str(tmp_path))
     changed: dict[str, Any] = {"actor_lr": 0.0, "critic_lr": 1e-2, "tau": 1.0, "min_q_weight": 0.5, "gamma": 0.9}
-    taker = small_config(pendulum_data, 0, **changed).build_algo()
+    taker = small_config(pendulum_data, 0, new_stack, **changed).build_algo()
     taker.restore(str(tmp_path))
     before, donated = taker.update.weights(), donor.update.weights()
     np.testing.assert_equal(before, donated)

@@ -50,6 +50,8 @@ def run(options: EvaluateOptions) -> None:
 
     rendering = {"render_mode": "human"} if options.render else {}
     env = make_env(config["env"], (config.get("env_config") or {}) | rendering)
+    if trained.calql and isinstance(trained.observation_space, gym.spaces.Box):
+        env = gym.wrappers.FlattenObservation(env)  # as CalQL's own runners on the new API stack
     try:
         check_spaces(env, trained)
         episodes = list(play(env, trained.act, options, explore=bool(changes.get("explore", False))))
@@ -140,7 +142,8 @@ def summarise(episodes: list[SingleAgentEpisode], trained: Trained) -> dict[str,
     }
     if trained.score_range is not None:
         summary["normalized_score"] = normalized_score(summary["return_mean"], trained.score_range)
-    found = [succeeded(episode, trained.reward_means_success) for episode in episodes]
+    # CalQL's tasks are sparse: where the environment does not speak of success, ending with a reward is one.
+    found = [succeeded(episode, reward_means_success=trained.calql is not None) for episode in episodes]
     successes = [success for success in found if success is not None]
     if len(successes) == len(episodes):
         summary |= {"success_rate": float(np.mean(successes)), "successes": successes}

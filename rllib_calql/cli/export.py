@@ -16,6 +16,7 @@ import rllib_calql
 from rllib_calql.cli.common import UserError
 from rllib_calql.cli.policies import Trained, restored
 from rllib_calql.core.export import FORMATS, DeterministicPolicy, ExportFormat, export_policy
+from rllib_calql.envs.creation import observation_space_of
 
 NUM_CHECKED = 1000
 _PACKAGES = {
@@ -56,8 +57,9 @@ def run(checkpoint: str, format: str, out: str) -> None:
 
 def deterministic_policy(trained: Trained) -> DeterministicPolicy:
     """The checkpoint's actor with its normaliser and the environment's action bounds."""
-    update, space = trained.model.update, trained.action_space
-    return DeterministicPolicy(update.actor, update.obs_mean, update.obs_std, space.low, space.high)
+    networks, space = trained.calql, trained.action_space
+    assert networks is not None
+    return DeterministicPolicy(networks.actor, networks.obs_mean, networks.obs_std, space.low, space.high)
 
 
 def live_action(trained: Trained, observation: Any) -> np.ndarray:
@@ -94,7 +96,7 @@ def describe(trained: Trained, policy: DeterministicPolicy, format: str) -> dict
             "dtype": "float32",
             "parts": [
                 {"path": path, "space": str(part), "first": first, "size": gym.spaces.flatdim(part)}
-                for path, part, first in parts(trained.observation_space)
+                for path, part, first in parts(given_space(trained))
             ],
         },
         "actions": {
@@ -109,6 +111,19 @@ def describe(trained: Trained, policy: DeterministicPolicy, format: str) -> dict
             **{name: version(name) for name in _PACKAGES[format]},
         },
     }
+
+
+def given_space(trained: Trained) -> gym.Space:
+    """What the environment observes; on the new API stack a checkpoint knows only the flat vector it becomes."""
+    flat, config = trained.observation_space, trained.config
+    if isinstance(flat, gym.spaces.Box) and config.get("env"):
+        try:
+            given = observation_space_of(config["env"], config.get("env_config") or {})
+        except Exception as error:  # anything: it is another program's environment, and only describes the parts
+            typer.echo(f"the parts of an observation are not described: {error}", err=True)
+            return flat
+        return given if gym.spaces.flatdim(given) == gym.spaces.flatdim(flat) else flat
+    return flat
 
 
 Part = tuple[list[str | int], gym.Space, int]

@@ -33,6 +33,8 @@ from ray.rllib.utils.typing import ActionConnectorDataType, AgentConnectorDataTy
 from rllib_calql.checkpoint import RUN
 from rllib_calql.cli.common import UserError
 from rllib_calql.cli.experiments import algorithm_class
+from rllib_calql.core.update import CalQLUpdate
+from rllib_calql.new_stack.rl_module import CalQLTorchRLModule
 from rllib_calql.old_stack.policy import CalQLTorchPolicy
 
 # From an episode so far to the action for its environment, and what the policy's connectors want recorded.
@@ -47,9 +49,7 @@ class Trained:
     config: dict[str, Any]
     observation_space: gym.Space
     action_space: gym.Space
-    model: Any  # RLlib's policy, or its RLModule
-    # CalQL's tasks are sparse: where the environment does not speak of success, ending with a reward is one.
-    reward_means_success: bool = False
+    calql: CalQLUpdate | CalQLTorchRLModule | None = None  # CalQL's networks; None of other algorithms
     score_range: tuple[float, float] | None = None  # episode returns that score 0 and 1, as the run knew them
 
 
@@ -102,8 +102,8 @@ def _old_stack(checkpoint: Path) -> Trained:
 
     # A preprocessed space (one-hot, flattened) remembers what it was made from.
     observation_space = getattr(policy.observation_space, "original_space", policy.observation_space)
-    calql = isinstance(policy, CalQLTorchPolicy)
-    return Trained(act, policy.config, observation_space, policy.action_space, policy, calql)
+    networks = policy.update if isinstance(policy, CalQLTorchPolicy) else None
+    return Trained(act, policy.config, observation_space, policy.action_space, networks)
 
 
 def _new_stack(checkpoint: Path) -> Trained:
@@ -113,6 +113,13 @@ def _new_stack(checkpoint: Path) -> Trained:
     if names != [DEFAULT_MODULE_ID]:
         raise UserError(f"only single-agent checkpoints can be evaluated; this one has modules {names}")
     module = RLModule.from_checkpoint(str(modules / DEFAULT_MODULE_ID))
+    if isinstance(module, CalQLTorchRLModule):  # it has no connectors, and may never have had an environment
+
+        def act_alone(episode: SingleAgentEpisode, explore: bool) -> tuple[Any, dict[str, Any]]:
+            action = module.act(episode.get_observations(-1), explore)
+            return action, {Columns.ACTIONS: action}
+
+        return Trained(act_alone, config, module.observation_space, module.action_space, module)
     runner = checkpoint / COMPONENT_ENV_RUNNER
     to_module = EnvToModulePipeline.from_checkpoint(str(runner / COMPONENT_ENV_TO_MODULE_CONNECTOR))
     to_env = ModuleToEnvPipeline.from_checkpoint(str(runner / COMPONENT_MODULE_TO_ENV_CONNECTOR))
@@ -124,4 +131,4 @@ def _new_stack(checkpoint: Path) -> Trained:
         record = {key: value[0] for key, value in output.items()}
         return record.pop(Columns.ACTIONS_FOR_ENV, record[Columns.ACTIONS]), record
 
-    return Trained(act, config, to_module.input_observation_space, to_module.input_action_space, module)
+    return Trained(act, config, to_module.input_observation_space, to_module.input_action_space)

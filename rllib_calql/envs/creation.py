@@ -28,6 +28,13 @@ def make_from_dataset(env_config: Mapping[str, Any]) -> gym.Env:
     return make_recorded(env_config[RECORDED], **kwargs)
 
 
+def observation_space_of(name: Any, env_config: dict[str, Any]) -> gym.Space:
+    """What the environment itself observes, whatever RLlib makes of it."""
+    env = make_env(name, env_config)
+    env.close()
+    return env.observation_space
+
+
 def make_env(name: Any, env_config: dict[str, Any]) -> gym.Env:
     """The environment by its Tune-registered or gymnasium name, or of the class itself."""
     if isinstance(name, str) and not _global_registry.contains(ENV_CREATOR, name):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import TorchSquashedGaussian
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
+from ray.rllib.utils.spaces.space_utils import unsquash_action
 from torch import Tensor
 
 from rllib_calql.core.networks import TanhGaussian, TanhGaussianActor
@@ -55,6 +57,18 @@ class CalQLTorchRLModule(TorchRLModule):
     def policy(self, observations: Tensor) -> TanhGaussian:
         """The policy's distribution at raw observations (B, obs_dim)."""
         return self.actor((observations.to(self.dtype) - self.obs_mean) / self.obs_std)
+
+    def act(self, observation: np.ndarray, explore: bool = False) -> np.ndarray:
+        """The action for one observation, (act_dim,) within the environment's bounds.
+
+        Args:
+            observation: (obs_dim,); Dict and Tuple observations as `gymnasium.spaces.flatten` lays them out.
+            explore: a sample of the policy instead of its best action.
+        """
+        batch = {Columns.OBS: torch.as_tensor(observation, device=self.obs_mean.device)[None]}
+        forward = self.forward_exploration if explore else self.forward_inference
+        action = forward(batch)[Columns.ACTIONS][0].cpu().numpy()
+        return unsquash_action(action, self.action_space).astype(self.action_space.dtype)
 
     def _forward(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Mean and log-std, (B, 2 * act_dim), of the squashed Gaussian."""

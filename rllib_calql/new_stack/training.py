@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import ray
 from gymnasium.spaces import Box
@@ -17,6 +19,7 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS
 
 from rllib_calql.core.update import CalQLUpdate
 from rllib_calql.data.transitions import Batch
+from rllib_calql.envs.creation import observation_space_of
 from rllib_calql.metrics import WeightedMeans
 from rllib_calql.replay_buffer import to_sample_batch
 from rllib_calql.runners import Runners
@@ -143,6 +146,17 @@ class LearnerStack:
 
     def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         self._of_a_learner(lambda learner: learner.calql.load_weights(weights))
+
+    def act(self, observation: Any, explore: bool) -> np.ndarray:
+        if not isinstance(observation, np.ndarray):
+            observation = gym.spaces.flatten(self._given_space, observation)
+        return self._of_a_learner(lambda learner: learner.module[DEFAULT_MODULE_ID].act(observation, explore))
+
+    @cached_property
+    def _given_space(self) -> gym.Space:
+        """The environment's observations, before they are flattened."""
+        config = self._algorithm.config
+        return observation_space_of(config.env, config.env_config) if config.env else self.spaces[0]
 
     def _of_a_learner(self, function: Callable[[Any], Any]) -> Any:
         """Calls the function with every learner; its result for the first."""

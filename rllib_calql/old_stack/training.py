@@ -106,6 +106,9 @@ class PolicyStack:
     def weights(self) -> dict[str, np.ndarray]:
         return self.update.weights()
 
+    def act(self, observation: Any, explore: bool) -> np.ndarray:
+        return Algorithm.compute_single_action(self._algorithm, observation, explore=explore)
+
     def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         self.update.load_weights(weights)
 
