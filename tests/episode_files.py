@@ -132,6 +132,18 @@ def parquet_lists(folder: Path, episodes: list[Episode], with_next: bool, rng: n
     return folder / "a.parquet", {}
 
 
+def parquet_episodes(folder: Path, episodes: list[Episode], with_next: bool, rng: np.random.Generator) -> Opened:
+    """An episode per row, with its final observation."""
+    table = {
+        "obs": [episode.observations[: len(episode) + with_next].tolist() for episode in episodes],
+        "action": [episode.actions.tolist() for episode in episodes],
+        "reward": [episode.rewards.tolist() for episode in episodes],
+        "terminal": [episode.terminated for episode in episodes],
+    }
+    pq.write_table(pa.table(table), folder / "a.parquet", row_group_size=2)
+    return folder, {}
+
+
 def parquet_parts(folder: Path, episodes: list[Episode], with_next: bool, rng: np.random.Generator) -> Opened:
     """A number per column, ends by ids where they are not terminations, in several files."""
     flat = columns(episodes, with_next)
@@ -287,6 +299,7 @@ def own(folder: Path, episodes: list[Episode], with_next: bool, rng: np.random.G
 FORMATS: dict[str, Writer] = {
     "D4RL": d4rl,
     "Parquet, lists": parquet_lists,
+    "Parquet, an episode per row": parquet_episodes,
     "Parquet, numbers in parts": parquet_parts,
     "Arrow stream": arrow_stream,
     "Feather": feather,

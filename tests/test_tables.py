@@ -12,7 +12,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 
-from rllib_calql.data import Transitions, open_dataset
+from rllib_calql.data import DatasetError, Transitions, open_dataset
 from rllib_calql.data.sources import open_source
 
 # Five rows: an episode of 3 that is cut off, then one of 2 that terminates.
@@ -180,6 +180,65 @@ def test_rows_alone_tell_ends_by_id_to_the_last(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.observations, OBSERVATIONS[[0, 1, 3]])
     np.testing.assert_array_equal(data.truncated, [False, True, True])
     np.testing.assert_array_equal(data.final_observations, OBSERVATIONS[[2, 4]])
+
+
+# ---- an episode per row
+
+
+def per_episode(**changes: Any) -> dict[str, Any]:
+    """The two episodes as rows of lists."""
+    table = {
+        "observations": [[*OBSERVATIONS[:3].tolist(), [3, 13]], [*OBSERVATIONS[3:].tolist(), [7, 17]]],
+        "actions": [ACTIONS[:3].tolist(), ACTIONS[3:].tolist()],
+        "rewards": [REWARDS[:3], REWARDS[3:]],
+        "terminated": [False, True],
+        **changes,
+    }
+    return {name: column for name, column in table.items() if column is not None}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"terminated": None, "dones": [[False, False, False], [False, True]]},
+        {"truncated": [True, False], "episode_id": [0, 0], "seed": [1, 2]},
+        {
+            "observations": [OBSERVATIONS[:3].tolist(), OBSERVATIONS[3:].tolist()],
+            "next_observations": [NEXT[:3].tolist(), NEXT[3:].tolist()],
+        },
+        {
+            "observations": None,
+            "obs_0": [[0.0, 1.0, 2.0, 3.0], [5.0, 6.0, 7.0]],
+            "obs_1": [[10.0, 11.0, 12.0, 13.0], [15.0, 16.0, 17.0]],
+        },
+    ],
+)
+def test_an_episode_per_row(tmp_path: Path, changes: dict[str, Any]) -> None:
+    table = pa.table(per_episode(**changes))
+    pq.write_table(table, tmp_path / "all.parquet")
+    assert_same(open_dataset(tmp_path / "all.parquet"))
+    for row in range(2):  # one file per episode
+        pq.write_table(table.slice(row, 1), tmp_path / f"one-{row}.parquet")
+    assert_same(open_dataset(f"{tmp_path}/one-*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rewards": [[1.0, 2.0, 3.0], None]}, "a.parquet: column 'rewards', row 1 is null"),
+        (
+            {"rewards": [[1.0, 2.0, 3.0], [4.0]]},
+            "'observations', row 1 has 3 steps, the rewards 1 and observations",
+        ),
+        ({"actions": [[[0.1]] * 3, [[0.1]] * 3]}, "column 'actions', row 1 has 3 steps, the rewards 2"),
+        ({"observations": [[[1.0, 2.0]], [[1.0, 2.0]]]}, "'observations', row 0 has 1 steps, the rewards 3"),
+    ],
+)
+def test_episodes_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    write(tmp_path / "a.parquet", per_episode(**changes))
+    with pytest.raises(DatasetError, match=message):
+        open_dataset(tmp_path)
 
 
 # ---- many files

@@ -103,7 +103,8 @@ def _parquet_batches(parquet: pq.ParquetFile, columns: list[str]) -> Iterator[pa
         yield from parquet.iter_batches(columns=columns, use_threads=False)
         return
     sample = next(parquet.iter_batches(_SAMPLE, columns=columns, use_threads=False))
-    size = rows_per_chunk(sample.nbytes // max(1, sample.num_rows))
+    # Decoding takes several times what comes out.
+    size = rows_per_chunk(4 * sample.nbytes // max(1, sample.num_rows))
     yield from parquet.iter_batches(min(size, parquet.metadata.num_rows), columns=columns, use_threads=False)
 
 

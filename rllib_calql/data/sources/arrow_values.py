@@ -129,7 +129,9 @@ def _tensor_shape(field: pa.Field) -> tuple[int, ...] | None:
             stored = None
         shape = stored.get("shape") if isinstance(stored, dict) else stored
     if name not in _TENSORS:
-        raise ColumnError(f"has Arrow's extension type {name!r}, which is not known here: write lists of numbers")
+        if pa.types.is_struct(getattr(kind, "storage_type", kind)):  # such as Ray Data's tensors of several shapes
+            raise ColumnError(f"has Arrow's extension type {name!r}, which is not known here: write lists")
+        return None
     if not isinstance(shape, (list, tuple)) or not all(isinstance(size, int) for size in shape):
         raise ColumnError(f"has tensors of the shape {shape!r}")
     return tuple(shape)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +46,18 @@ def ends(flags: Mapping[str, np.ndarray], num_rows: int) -> tuple[np.ndarray, np
     return dones & ~truncated, truncated
 
 
+class TableFile(Protocol):
+    """A file of columns, or what is read like one; `str` names it in messages."""
+
+    def read_schema(self) -> tuple[pa.Schema, int | None]:
+        """The columns and their number of rows, where that is known without reading them."""
+        ...
+
+    def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """The rows in order, about `CHUNK_BYTES` of these columns at a time."""
+        ...
+
+
 def columns_of(chosen: Chosen) -> list[str]:
     """All columns that are read, once each."""
     names = (names if isinstance(names, tuple) else (names,) for names in chosen.values())
@@ -77,7 +90,8 @@ def choose_columns(schema: pa.Schema, given: Mapping[str, str | Sequence[str]], 
                 f"{file} has no column for {role} ({', '.join(NAMES[role])}); its columns are "
                 f"{_shortened(schema.names)}: say which it is with columns={{'{role}': ...}}"
             )
-    if not {"terminated", "truncated", "dones", "episode_id", "step"} & set(chosen):
+    per_episode = pa.types.is_nested(schema.field(str(chosen["rewards"])).type)
+    if not per_episode and not {"terminated", "truncated", "dones", "episode_id", "step"} & set(chosen):
         raise DatasetError(
             f"{file} has no column that says where episodes end ({', '.join(NAMES['terminated'][:3])}, truncated, "
             f"timeouts, dones, episode_id, step); its columns are {_shortened(schema.names)}: name one with "

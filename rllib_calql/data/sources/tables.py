@@ -1,26 +1,27 @@
-"""Tables: Parquet, Arrow IPC and Feather files, one step per row."""
+"""Tables: Parquet, Arrow IPC and Feather files, one step per row, or one episode."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import tree
 
 from rllib_calql.data.errors import DatasetError
 from rllib_calql.data.rows import Metadata, Rows, Source, cut_off, gather
 from rllib_calql.data.sources import rllib_logs
 from rllib_calql.data.sources.arrow_files import SUFFIXES, ArrowFile, read_schema
+from rllib_calql.data.sources.episode_tables import EpisodeTable, has_final, is_episode_per_row, steps_of
 from rllib_calql.data.sources.files import data_files
 from rllib_calql.data.sources.table_columns import (
     FLAGS,
     VECTORS,
     Chosen,
     TableBatch,
+    TableFile,
     choose_columns,
     columns_of,
     ends,
@@ -42,6 +43,9 @@ def open(
     A vector may lie in one column (lists, nested or of fixed size, tensors, raw bytes of uint8), in one column per
     number (`obs_0`, `obs_1`, ...), or, for Dict observations, in a struct. A column of single integers makes
     Discrete actions.
+
+    A row may also be an episode: rewards are a list then, and observations a list of vectors, as long or one
+    longer (with what followed the last step); flags are lists, or one flag for the whole episode.
 
     An episode ends at a row flagged terminated or truncated, where the episode's id changes, and where step
     numbers fall back; it may go on in the next file. Ends that are only known from ids or steps are truncations.
@@ -69,25 +73,18 @@ def open(
     return open_table([ArrowFile(file) for file in files], columns or {}, shapes or {})
 
 
-class TableFile(Protocol):
-    """A file of columns, or what is read like one; `str` names it in messages."""
-
-    def read_schema(self) -> tuple[pa.Schema, int | None]:
-        """The columns and their number of rows, where that is known without reading them."""
-        ...
-
-    def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """The rows in order, about `CHUNK_BYTES` of these columns at a time."""
-        ...
-
-
 def open_table(
     files: Sequence[TableFile],
     columns: Mapping[str, str | Sequence[str]],
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Tables:
     """Files of the same columns, see `open`."""
-    chosen = choose_columns(files[0].read_schema()[0], columns, files[0])
+    schema, _ = files[0].read_schema()
+    chosen = choose_columns(schema, columns, files[0])
+    if is_episode_per_row(schema, chosen):
+        with_final = has_final(files[0], chosen)
+        files = [EpisodeTable(file, chosen, with_final) for file in files]
+        chosen = steps_of(chosen, with_final)
     for role in shapes or {}:
         if role not in VECTORS:
             raise DatasetError(f"shapes has no {role!r}: it takes {', '.join(VECTORS)}")
