@@ -257,6 +257,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("float32", "bfloat16", "float64"),
+    "replay_device": ("auto", "host", "update"),
     "truncation_mode": ("stop", "infinite", "drop"),
 }
 # Keys of dicts that RLlib translates.

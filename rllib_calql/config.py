@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from ray.rllib.algorithms.algorithm_config import NotProvided
 from ray.rllib.algorithms.cql import CQLConfig
@@ -33,6 +33,8 @@ from rllib_calql.data.reference_scores import reference_scores
 from rllib_calql.data.returns import Truncation
 from rllib_calql.data.sources.d4rl_tasks import TASKS
 from rllib_calql.envs.creation import FROM_DATASET, RECORDED
+
+ReplayDevice = Literal["auto", "host", "update"]
 
 
 class CalQLConfig(CQLConfig):
@@ -70,6 +72,7 @@ class CalQLConfig(CQLConfig):
         self.utd_ratio = 1.0
         self.mixing_ratio: float | list[list[float]] = 0.5
         self.online_capacity = 1_000_000
+        self.replay_device: ReplayDevice = "auto"
         self.load_weights_from: str | None = None
         # data
         self.reward_scale = 1.0
@@ -190,6 +193,7 @@ class CalQLConfig(CQLConfig):
         utd_ratio: float = NotProvided,
         mixing_ratio: float | Sequence[Sequence[float]] = NotProvided,
         online_capacity: int = NotProvided,
+        replay_device: ReplayDevice = NotProvided,
         load_weights_from: str | None = NotProvided,
         reward_scale: float = NotProvided,
         reward_bias: float = NotProvided,
@@ -236,6 +240,9 @@ class CalQLConfig(CQLConfig):
             mixing_ratio: Share of offline rows in an online batch: a number in [0, 1]; -1 for their share of
                 all rows seen so far; or a schedule [[env_steps, ratio], ...], linear between points.
             online_capacity: Online rows kept; the oldest whole episodes go first.
+            replay_device: Where batches are drawn: "host"; "update", which copies all rows to the update's
+                device, draws there and runs whole steps as CUDA graphs (Policy stack); "auto" is "update" on a
+                GPU with twice the memory it needs, else "host".
             load_weights_from: Path of a CalQL checkpoint whose networks, temperatures and observation
                 normaliser a new run starts from; counters, optimisers and data start anew.
             reward_scale: Rewards are multiplied by it ...
@@ -489,6 +496,11 @@ class CalQLConfig(CQLConfig):
             raise ValueError(
                 "the online phase needs an environment: set environment(...), or num_online_env_steps=0 to end "
                 "after pre-training"
+            )
+        if self.replay_device == "update" and self.enable_rl_module_and_learner:
+            raise ValueError(
+                'replay_device="update" needs the Policy stack: learners of the new API stack get their rows from '
+                'the host; use "auto" or "host"'
             )
         if self.overlap_sampling and self.num_env_runners == 0 and not self.in_evaluation:
             raise ValueError("overlap_sampling=True needs remote env runners: set num_env_runners to 1 or more")

@@ -48,6 +48,17 @@ class ActorValues(NamedTuple):
     log_probs: Tensor  # (B,)
 
 
+def means(sums: Mapping[str, Tensor], number: int) -> dict[str, float]:
+    """Sums of steps' figures as means, none for no steps; waits for the device."""
+    if not sums:
+        return {}
+    values = (torch.stack(list(sums.values())) / number).tolist()
+    found = dict(zip(sums, values, strict=True))
+    if math.isnan(found["mc_return_mean"]):  # no row of some batch had a return
+        del found["mc_return_mean"]
+    return found
+
+
 class CalQLUpdate:
     """The one update step of Cal-QL, used by both API stacks, both phases and the benchmarks.
 
@@ -110,7 +121,7 @@ class CalQLUpdate:
             {"params": [self.log_alpha], "lr": config.alpha_lr},
             {"params": [self.log_alpha_prime], "lr": config.lagrangian_lr},
         ]
-        self.optimizer = torch.optim.Adam(groups, fused=True)
+        self.optimizer = torch.optim.Adam(groups, fused=True, capturable=self.device.type == "cuda")
 
     def _scalar(self, value: float) -> Tensor:
         return torch.tensor(value, device=self.device, dtype=self.dtype)
@@ -201,12 +212,7 @@ class CalQLUpdate:
             names = list(metrics)
             figures = torch.stack(list(metrics.values()))
             total = figures if total is None else total.add_(figures)
-        if total is None:
-            return {}
-        means = dict(zip(names, (total / num_updates).tolist(), strict=True))
-        if math.isnan(means["mc_return_mean"]):  # no row of some batch had a return
-            del means["mc_return_mean"]
-        return means
+        return means({} if total is None else dict(zip(names, total, strict=True)), num_updates)
 
     def to_tensors(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """A batch of numpy arrays on the update's device and in its precision."""

@@ -73,6 +73,7 @@ class EpisodeStore:
         self._episodes = _Window(
             size, {"final_observations": ((self.obs_dim,), np.float32), "lengths": ((), np.int64)}
         )
+        self.generation = object()  # another one after each emptying
         self.rows: Transitions | None = None
         self.num_rows_added = 0
         self.num_episodes_added = 0
@@ -186,22 +187,25 @@ class MixedReplay:
         if batch_size < 1:
             raise ValueError(f"a batch needs at least 1 row, not {batch_size}")
         old, new = self.offline, self.online.rows
-        if old is None and new is None:
-            raise ValueError(
-                "nothing to sample from: there is neither an offline dataset nor an online episode yet"
-            )
-        if old is None:
-            num_old = 0
-        elif new is None or not online:
-            num_old = batch_size
-        else:
-            num_old = math.floor(self.offline_share() * batch_size)
+        num_old = self.num_offline_rows(batch_size, online=online)
         parts = [
             rows.take(self._generator.integers(len(rows), size=count))
             for rows, count in ((old, num_old), (new, batch_size - num_old))
             if rows is not None and count > 0
         ]
         return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def num_offline_rows(self, batch_size: int, *, online: bool) -> int:
+        """How many rows of a batch are offline ones now (ValueError: there are no rows at all)."""
+        if self.offline is None and self.online.rows is None:
+            raise ValueError(
+                "nothing to sample from: there is neither an offline dataset nor an online episode yet"
+            )
+        if self.offline is None:
+            return 0
+        if self.online.rows is None or not online:
+            return batch_size
+        return math.floor(self.offline_share() * batch_size)
 
     def get_state(self) -> dict[str, Any]:
         """The random generator, in plain numbers; `ReplayFiles` keeps the online rows."""

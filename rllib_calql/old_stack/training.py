@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium.spaces import Box
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
@@ -19,7 +20,9 @@ from ray.rllib.utils.metrics import (
 )
 from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
 
+from rllib_calql.core.graphs import DeviceSteps
 from rllib_calql.core.update import CalQLUpdate
+from rllib_calql.data.resident import ResidentReplay
 from rllib_calql.data.transitions import Batch
 from rllib_calql.envs.success import EPISODE_SUCCESS
 from rllib_calql.replay_buffer import episode_of, split_episodes
@@ -33,6 +36,8 @@ class PolicyStack:
     def __init__(self, algorithm: Algorithm) -> None:
         self._algorithm = algorithm
         self._runners = Runners(algorithm, _sample)
+        self._on_device: bool | None = None
+        self._resident: tuple[ResidentReplay, DeviceSteps] | None = None
 
     @property
     def _policy(self) -> Any:
@@ -57,12 +62,32 @@ class PolicyStack:
 
     def learn(self, sample: Callable[[], Batch], num_updates: int, online: bool) -> dict[str, float]:
         self.update.online = online
-        figures = self.update.run(sample, num_updates)
+        if self._draws_on_device():
+            resident, steps = self._resident or self._make_resident()
+            resident.refresh(online=online)
+            figures = steps.run(num_updates)
+        else:
+            figures = self.update.run(sample, num_updates)
         self._policy.num_grad_updates += num_updates
         num_rows = num_updates * self._algorithm.config.total_train_batch_size
         self._algorithm._counters[NUM_ENV_STEPS_TRAINED] += num_rows
         self._algorithm._counters[NUM_AGENT_STEPS_TRAINED] += num_rows
         return figures
+
+    def _draws_on_device(self) -> bool:
+        if self._on_device is None:
+            chosen, device = self._algorithm.config.replay_device, self.update.device
+            self._on_device = bool(chosen == "update")
+            if chosen == "auto" and device.type == "cuda":
+                needed = ResidentReplay.bytes_needed(self._algorithm.local_replay_buffer.replay)
+                self._on_device = bool(2 * needed <= torch.cuda.mem_get_info(device)[0])
+        return self._on_device
+
+    def _make_resident(self) -> tuple[ResidentReplay, DeviceSteps]:
+        replay, size = self._algorithm.local_replay_buffer.replay, self._algorithm.config.total_train_batch_size
+        resident = ResidentReplay(replay, size, self.update.device, self.update.dtype)
+        self._resident = resident, DeviceSteps(self.update, resident)
+        return self._resident
 
     def request(self) -> None:
         self._algorithm.env_runner_group.sync_weights(policies=[DEFAULT_POLICY_ID], inference_only=True)

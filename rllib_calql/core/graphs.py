@@ -1,0 +1,127 @@
+"""Steps that never wait for the host: batches drawn on the device, and on a GPU the whole step as a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from rllib_calql.core.update import Batch, CalQLUpdate, means
+
+WARM_UP_STEPS = 3  # libraries and buffers set themselves up in steps that no graph may record
+STEPS_PER_LAUNCH = 16
+
+
+class Draws(Protocol):
+    """Rows on the update's device (see `data.resident.ResidentReplay`)."""
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        """A batch; nothing in here may look at a value on the device."""
+
+
+class _Rules(NamedTuple):
+    """What the host decides about a step; a graph is good for the same rules only."""
+
+    online: bool
+    cloning: bool
+    moves_targets: bool
+
+
+class _Graph:
+    """Some steps, recorded once and repeated. Without a GPU they are simply done again."""
+
+    def __init__(self, update: CalQLUpdate, rows: Draws, num_steps: int) -> None:
+        self._update, self._rows, self._num_steps = update, rows, num_steps
+        self.names: list[str] = []
+        self.total = torch.zeros(())
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if update.device.type == "cuda":
+            self._graph = torch.cuda.CUDAGraph()
+            self._graph.register_generator_state(update.generator)
+            with torch.cuda.graph(self._graph):
+                self._steps()
+
+    def run(self) -> None:
+        """Makes the steps; `total` then holds the sums of their figures, in the order of `names`."""
+        if self._graph is None:
+            self._steps()
+        else:
+            self._graph.replay()
+        self._update.num_updates += self._num_steps
+
+    def _steps(self) -> None:
+        start, total = self._update.num_updates, None
+        for _ in range(self._num_steps):
+            metrics = self._update.step(self._rows.draw(self._update.generator))
+            figures = torch.stack(list(metrics.values()))
+            total = figures if total is None else total.add_(figures)
+        assert total is not None
+        self.names, self.total = list(metrics), total
+        self._update.num_updates = start
+
+
+class DeviceSteps:
+    """Runs an update on rows of its own device, several steps per launch.
+
+    Args:
+        update: whose tensors must stay in place from now on (its state may be set).
+        rows: where batches are drawn.
+    """
+
+    def __init__(self, update: CalQLUpdate, rows: Draws) -> None:
+        self._update, self._rows = update, rows
+        self._graphs: dict[tuple[_Rules, int], _Graph] = {}
+        self._warm: set[_Rules] = set()
+
+    def run(self, num_updates: int) -> dict[str, float]:
+        """`num_updates` steps under the phase that the update is in; the means of their figures."""
+        update, done = self._update, 0
+        sums: dict[str, Tensor] = {}
+
+        def add(names: list[str], total: Tensor) -> None:
+            for name, value in zip(names, total, strict=True):
+                sums[name] = sums[name] + value if name in sums else value.clone()
+
+        while done < num_updates:
+            rules = self._rules(update.num_updates)
+            steps = STEPS_PER_LAUNCH if num_updates - done >= STEPS_PER_LAUNCH else 1
+            if any(self._rules(update.num_updates + i) != rules for i in range(1, steps)):
+                steps = 1
+            if rules not in self._warm:
+                steps = min(WARM_UP_STEPS, num_updates - done)
+                self._eagerly(steps, add)
+                self._warm.add(rules)
+            else:
+                graph = self._graph(rules, steps)
+                graph.run()
+                add(graph.names, graph.total)
+            done += steps
+        return means(sums, num_updates)
+
+    def _rules(self, number: int) -> _Rules:
+        config = self._update.config
+        return _Rules(
+            self._update.online,
+            number < config.bc_iters,
+            (number + 1) % config.target_network_update_freq == 0,
+        )
+
+    def _graph(self, rules: _Rules, steps: int) -> _Graph:
+        if (rules, steps) not in self._graphs:
+            self._graphs[rules, steps] = _Graph(self._update, self._rows, steps)
+        return self._graphs[rules, steps]
+
+    def _eagerly(self, steps: int, add: Callable[[list[str], Tensor], None]) -> None:
+        # Beside the default stream, as recording is.
+        on_gpu = self._update.device.type == "cuda"
+        stream = torch.cuda.Stream() if on_gpu else None  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            if stream is not None:
+                stream.wait_stream(torch.cuda.default_stream())
+            for _ in range(steps):
+                metrics = self._update.step(self._rows.draw(self._update.generator))
+                add(list(metrics), torch.stack(list(metrics.values())))
+        if stream is not None:
+            torch.cuda.default_stream().wait_stream(stream)

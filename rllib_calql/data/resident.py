@@ -1,0 +1,90 @@
+"""A replay's rows in a device's memory, from which batches are drawn without the host."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rllib_calql.data.replay import MixedReplay
+from rllib_calql.data.transitions import Transitions
+
+ROWS_PER_COPY = 1 << 16
+
+
+class ResidentReplay:
+    """What a `MixedReplay` draws from, as columns on a device; a batch is drawn by kernels alone.
+
+    The offline rows come first, then a ring of as many rows as the online store may hold. Which rows are live, and
+    how many of a batch are offline, are numbers on the device that `refresh` sets: a CUDA graph that draws stays
+    valid while online episodes come in. The draws are distributed as the replay's own, from another generator.
+
+    Args:
+        replay: its offline rows are copied now, its online rows at each `refresh`.
+        batch_size: rows of a batch.
+        device: where the columns lie.
+        dtype: of the columns.
+    """
+
+    def __init__(
+        self, replay: MixedReplay, batch_size: int, device: torch.device | str, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self._replay, self._batch_size = replay, batch_size
+        self._num_offline = 0 if replay.offline is None else len(replay.offline)
+        size = self._num_offline + replay.online.capacity
+        widths = {"observations": replay.online.obs_dim, "actions": replay.online.act_dim}
+        widths["next_observations"] = replay.online.obs_dim
+        names = ("observations", "actions", "rewards", "next_observations", "dones", "mc_returns")
+        shapes = {name: (size, widths[name]) if name in widths else (size,) for name in names}
+        self.columns = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
+        self._position = torch.arange(batch_size, device=device)
+        # Offline rows of a batch; the first live online row and the number of them.
+        self._bounds = torch.zeros(3, dtype=torch.int64, device=device)
+        self._store_rows: object = None
+        self._num_copied = 0
+        if replay.offline is not None:
+            self._copy(replay.offline, 0, self._num_offline, 0)
+
+    @staticmethod
+    def bytes_needed(replay: MixedReplay) -> int:
+        """Bytes of the float32 columns."""
+        rows = replay.online.capacity + (0 if replay.offline is None else len(replay.offline))
+        return 4 * rows * (2 * replay.online.obs_dim + replay.online.act_dim + 3)
+
+    def refresh(self, *, online: bool) -> None:
+        """Takes over online rows that are new and the rule of the phase, as `MixedReplay.sample` has them."""
+        store = self._replay.online
+        if store.generation is not self._store_rows:  # the store was emptied or restored
+            self._store_rows, self._num_copied = store.generation, store.num_rows_added - len(store)
+        capacity, added = store.capacity, store.num_rows_added
+        new = min(added - self._num_copied, len(store))
+        if store.rows is not None and new > 0:
+            start = (added - new) % capacity
+            before_wrap = min(new, capacity - start)
+            first = len(store) - new
+            self._copy(store.rows, first, first + before_wrap, self._num_offline + start)
+            self._copy(store.rows, first + before_wrap, len(store), self._num_offline)
+        self._num_copied = added
+        num_offline = self._replay.num_offline_rows(self._batch_size, online=online)
+        self._bounds.copy_(torch.tensor([num_offline, (added - len(store)) % capacity, len(store)]))
+
+    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """A batch on the device, with the update's names; offline rows first."""
+        num_offline, first, live = self._bounds
+        capacity = self._replay.online.capacity
+        # In double precision every row of up to 2^53 can be hit.
+        share = torch.rand(
+            self._batch_size, dtype=torch.float64, device=self._position.device, generator=generator
+        )
+        is_offline = self._position < num_offline
+        count = torch.where(is_offline, self._num_offline, live)
+        number = torch.minimum((share * count).long(), count - 1)
+        rows = torch.where(is_offline, number, self._num_offline + (first + number) % capacity)
+        return {name: column.index_select(0, rows) for name, column in self.columns.items()}
+
+    def _copy(self, rows: Transitions, start: int, stop: int, target: int) -> None:
+        for begin in range(start, stop, ROWS_PER_COPY):
+            numbers = np.arange(begin, min(begin + ROWS_PER_COPY, stop))
+            to = target + begin - start
+            for name, values in rows.take(numbers).items():
+                self.columns[name][to : to + len(numbers)].copy_(torch.as_tensor(values))
