@@ -1,4 +1,4 @@
-"""Something of one's own at the switch: keep the pre-trained checkpoint and evaluate it thoroughly.
+"""Something of one's own at the switch: keep the pre-trained checkpoint and what it scored.
 
 python examples/switch_callback.py
 """
@@ -15,12 +15,12 @@ FOLDER = Path(tempfile.mkdtemp()) / "pretrained"
 
 
 class KeepThePretrained(CalQLCallback):
-    """Saves and evaluates the pre-trained policy, once, before the first online step."""
+    """Saves the pre-trained run, once, before the first online step."""
 
     def on_switch_to_online(self, *, algorithm: CalQL, metrics_logger: Any = None, **kwargs: Any) -> None:
         algorithm.save(str(FOLDER))
-        scores = [algorithm.evaluate()["env_runners"]["episode_return_mean"] for _ in range(3)]
-        print(f"switch after {algorithm.update.num_updates} updates: kept {FOLDER}, mean returns {scores}")
+        score = algorithm.summary.score_at_switch
+        print(f"switch after {algorithm.stack.num_updates} updates with score {score}: kept {FOLDER}")
 
 
 def main() -> None:

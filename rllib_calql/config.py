@@ -429,7 +429,8 @@ class CalQLConfig(CQLConfig):
         new_stack = self.enable_rl_module_and_learner
         defaults = _rllib_defaults(new_stack)
         for name, instead in (SUPERSEDED | (NEW_STACK_REFUSES if new_stack else POLICY_STACK_REFUSES)).items():
-            if getattr(self, name) != defaults[name] and not self.in_evaluation:
+            # (Not every Ray has each of them.)
+            if name in defaults and getattr(self, name) != defaults[name] and not self.in_evaluation:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} has no effect in CalQL and is refused: use {instead}"
                 )
