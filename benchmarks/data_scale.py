@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import shlex
 import subprocess
@@ -15,6 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +115,6 @@ def mapped(folder: Path, rows: int) -> dict[str, Any]:
     opening = [seconds(lambda: open_dataset(folder)) for _ in range(20)]
     before = memory()
     raw = open_dataset(folder)
-    peak = 0
-    preparing = seconds(lambda: None)
     start = time.perf_counter()
     data = Preparation(action_low=-np.ones(ACT_DIM), action_high=np.ones(ACT_DIM))(raw)
     preparing = time.perf_counter() - start
@@ -124,16 +124,12 @@ def mapped(folder: Path, rows: int) -> dict[str, Any]:
             column[first : first + (1 << 20)].max()
     batches = [seconds(lambda: replay.sample(BATCH, online=False)) for _ in range(5000)]
     after = memory()
-    peak = 1024 * int(
-        next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line).split()[1]
-    )
     return {
         "opening_seconds_cold": opening_cold,
         "opening_seconds": float(np.median(opening)),
         "preparing_seconds": preparing,
         "training_adds_bytes_beyond_page_cache": after["own"] - before["own"],
         "mapped_bytes_in_page_cache": after["files"] - before["files"],
-        "process_peak_bytes_with_page_cache": peak,
         "batch_milliseconds_mapped_warm": 1000 * float(np.median(batches)),
         "batch_milliseconds_mapped_warm_p99": 1000 * float(np.quantile(batches, 0.99)),
     }
@@ -161,21 +157,20 @@ def in_memory(folder: Path, rows: int) -> dict[str, Any]:
 
 
 def cold(folder: Path, rows: int) -> dict[str, Any]:
-    """A file that is not in memory: single pages against reading ahead."""
-    import rllib_calql.data.mapped as module
-
+    """Files that are not in the page cache: reading ahead against single pages."""
     result = {}
-    for name, available in (("reading_ahead", 1 << 60), ("single_pages", 1)):
-        module._memory = lambda available=available: available  # type: ignore[assignment]
-        raw = open_dataset(folder)
-        data = Preparation()(raw)
-        replay = MixedReplay(data, 1000, 1.0, 0, OBS_DIM, ACT_DIM)
+    for name, advice in (("reading_ahead", mmap.MADV_NORMAL), ("single_pages", mmap.MADV_RANDOM)):
+        data = Preparation()(open_dataset(folder))
+        assert data.mapped is not None
+        for mapped_file in data.mapped.maps:
+            mapped_file.madvise(mmap.MADV_DONTNEED)  # pages in use cannot be evicted
         evict(folder)
-        batches = [seconds(lambda: replay.sample(BATCH, online=False)) for _ in range(10)]
+        for mapped_file in data.mapped.maps:
+            mapped_file.madvise(advice)
+        generator = np.random.default_rng(1)
+        batches = [seconds(partial(data.draw, generator, BATCH)) for _ in range(5)]
         result[f"batch_milliseconds_cold_{name}"] = 1000 * float(np.median(batches))
-        assert raw.mapped is not None
-        raw.mapped.expect_reading_through()
-        del raw, data, replay
+        del data, mapped_file
     return result
 
 

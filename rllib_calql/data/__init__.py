@@ -1,6 +1,7 @@
 """Datasets, returns and replay: numpy only, no Ray."""
 
 from rllib_calql.data.errors import DatasetError, DatasetWarning
+from rllib_calql.data.mixture import Mixture
 from rllib_calql.data.prepare import Preparation, check_fits, require_flat_box
 from rllib_calql.data.replay import EpisodeStore, MixedReplay, check_mixing_ratio
 from rllib_calql.data.returns import return_to_go
@@ -16,6 +17,7 @@ __all__ = [
     "EpisodeStore",
     "Metadata",
     "MixedReplay",
+    "Mixture",
     "Preparation",
     "Rows",
     "Source",

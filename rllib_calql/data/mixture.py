@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -44,6 +44,10 @@ class Mixture:
             for weight in self.weights:
                 _check_weight(weight)
 
+    def each(self, function: Callable[[Transitions], Transitions]) -> Mixture:
+        """The mixture of what `function` makes of each dataset."""
+        return Mixture(tuple(map(function, self.parts)), self.weights)
+
     @cached_property
     def shares(self) -> np.ndarray:
         """(K,): of the rows that are drawn, those that each dataset gives; they add up to 1."""
@@ -55,9 +59,7 @@ class Mixture:
         edges = np.floor(np.cumsum(self.shares) * count + generator.random())
         edges[-1] = count  # whatever the rounding of the sum
         counts = np.diff(edges, prepend=0).astype(int)
-        return joined(
-            [part.draw(generator, n) for part, n in zip(self.parts, counts, strict=True) if n > 0]
-        )
+        return joined([part.draw(generator, n) for part, n in zip(self.parts, counts, strict=True) if n > 0])
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -111,7 +113,7 @@ def entries_of(written: Sequence[Any]) -> list[Entry]:
             entry = Entry(options.pop("input"), options.pop("weight", None), options)
         else:
             entry = Entry(item, None, {})
-        if isinstance(entry.input, (Sequence, Mapping)) and not isinstance(entry.input, str):
+        if isinstance(entry.input, (list, tuple)):
             raise DatasetError(
                 "an entry of several datasets is one dataset, or a dict {'input': dataset, 'weight': number} with "
                 f"the reader's options, not {entry.input!r}"

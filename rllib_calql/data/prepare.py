@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from rllib_calql.data.errors import DatasetError, DatasetWarning
+from rllib_calql.data.mixture import Mixture
 from rllib_calql.data.returns import Truncation, check_return_settings, return_to_go
 from rllib_calql.data.transitions import Transitions
 
@@ -177,13 +178,28 @@ def require_flat_box(observation_space: Any, action_space: Any) -> None:
         raise DatasetError(f"the environment's action space must have finite bounds, not {action_space}")
 
 
-def check_fits(data: Transitions, observation_space: Any, action_space: Any) -> None:
+def check_fits(data: Transitions | Mixture, observation_space: Any, action_space: Any) -> None:
     """Checks that a dataset and an environment speak of the same things.
 
     Raises:
         DatasetError: the data are of a kind that cannot be trained on, a space is not a flat Box, action bounds
             are not finite, or dimensions differ from the data's.
     """
+    for part in data.parts:
+        _check_trainable(part)
+    require_flat_box(observation_space, action_space)
+    for name, space, dim in (
+        ("observation", observation_space, data.obs_dim),
+        ("action", action_space, data.act_dim),
+    ):
+        if space.shape[0] != dim:
+            raise DatasetError(
+                f"the dataset's {name}s have {dim} numbers, the environment's {space.shape[0]}: dataset and "
+                "environment do not belong together"
+            )
+
+
+def _check_trainable(data: Transitions) -> None:
     if not isinstance(data.observations, np.ndarray):
         raise DatasetError(
             "the dataset's observations were kept as they are, and training needs vectors: open it with "
@@ -196,13 +212,3 @@ def check_fits(data: Transitions, observation_space: Any, action_space: Any) -> 
         )
     if data.actions.ndim != 2:
         raise DatasetError("the dataset has discrete actions: training on them is not supported yet")
-    require_flat_box(observation_space, action_space)
-    for name, space, dim in (
-        ("observation", observation_space, data.obs_dim),
-        ("action", action_space, data.act_dim),
-    ):
-        if space.shape[0] != dim:
-            raise DatasetError(
-                f"the dataset's {name}s have {dim} numbers, the environment's {space.shape[0]}: dataset and "
-                "environment do not belong together"
-            )

@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from rllib_calql.data.transitions import Batch, Transitions
+from rllib_calql.data.mixture import Mixture
+from rllib_calql.data.transitions import Batch, Transitions, joined
 
 
 class _Window:
@@ -130,14 +131,17 @@ class EpisodeStore:
 class MixedReplay:
     """Draws batches from fixed offline rows and a growing store of online episodes, with replacement.
 
+    Offline rows come from one dataset, or from several in proportion to their weights (`Mixture`).
+
     `mixing_ratio` is the share of offline rows in an online batch: a number in [0, 1]; -1 for the offline
-    rows' share of all rows ever seen, `N_offline / (N_offline + online rows ever added)`; or a schedule
+    rows' share of all rows ever seen, `N_offline / (N_offline + online rows ever added)`, where N_offline is the
+    number of rows of all datasets, whatever their weights; or a schedule
     `[[env_steps, ratio], ...]`, linear between its points and constant outside.
     """
 
     def __init__(
         self,
-        offline: Transitions | None,
+        offline: Transitions | Mixture | None,
         capacity: int,
         mixing_ratio: float | Sequence[Sequence[float]],
         seed: int | None,
@@ -145,16 +149,17 @@ class MixedReplay:
         act_dim: int,
     ) -> None:
         if offline is not None:
-            if offline.mc_returns is None:
-                raise ValueError("the offline rows need mc_returns: pass them through a Preparation first")
+            for part in offline.parts:
+                if part.mc_returns is None:
+                    raise ValueError("the offline rows need mc_returns: pass them through a Preparation first")
+                if part.mapped is not None:
+                    part.mapped.expect_random_reads()
             if (offline.obs_dim, offline.act_dim) != (obs_dim, act_dim):
                 raise ValueError(
                     f"the offline rows have {offline.obs_dim} observation and {offline.act_dim} action "
                     f"numbers, not {obs_dim} and {act_dim}"
                 )
         check_mixing_ratio(mixing_ratio)
-        if offline is not None and offline.mapped is not None:
-            offline.mapped.expect_random_reads()
         self.offline = offline
         self.online = EpisodeStore(capacity, obs_dim, act_dim)
         self.mixing_ratio = mixing_ratio
@@ -189,11 +194,11 @@ class MixedReplay:
         old, new = self.offline, self.online.rows
         num_old = self.num_offline_rows(batch_size, online=online)
         parts = [
-            rows.take(self._generator.integers(len(rows), size=count))
+            rows.draw(self._generator, count)
             for rows, count in ((old, num_old), (new, batch_size - num_old))
             if rows is not None and count > 0
         ]
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        return joined(parts)
 
     def num_offline_rows(self, batch_size: int, *, online: bool) -> int:
         """How many rows of a batch are offline ones now (ValueError: there are no rows at all)."""
@@ -214,11 +219,6 @@ class MixedReplay:
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Takes over what `get_state` gave: the next samples are the same, given the same rows."""
         self._generator.bit_generator.state = state["generator"]
-
-
-def _joined(parts: Sequence[Batch]) -> Batch:
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}  # type: ignore[literal-required]
-    return cast(Batch, columns)
 
 
 def check_mixing_ratio(mixing_ratio: float | Sequence[Sequence[float]]) -> None:

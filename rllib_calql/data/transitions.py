@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Self, TypedDict
+from typing import Any, Self, TypedDict, cast
 
 import numpy as np
 import tree
@@ -189,11 +189,7 @@ class Transitions:
         if any(shape != shapes[0] for shape in shapes):
             raise DatasetError(f"parts have different (observation, action) dimensions: {shapes}")
         names = [*COLUMNS, "final_observations", *(["mc_returns"] if all(with_returns) else [])]
-
-        def joined(*leaves: np.ndarray) -> np.ndarray:
-            return np.concatenate(leaves)
-
-        columns = {name: map_leaves(joined, *(getattr(part, name) for part in parts)) for name in names}
+        columns = {name: map_leaves(_concatenated, *(getattr(part, name) for part in parts)) for name in names}
         return cls.unchecked(
             **columns,
             metadata=replace(parts[0].metadata, num_rows=sum(map(len, parts))),
@@ -216,8 +212,13 @@ class Transitions:
         return np.flatnonzero(self.terminated | self.truncated)
 
     @property
+    def parts(self) -> tuple[Transitions, ...]:
+        """These alone; a `Mixture` has several."""
+        return (self,)
+
+    @property
     def num_episodes(self) -> int:
-        return len(self.final_observations)
+        return tree.flatten(self.final_observations)[0].shape[0]
 
     @property
     def obs_dim(self) -> int:
@@ -250,15 +251,16 @@ class Transitions:
     def fingerprint(self) -> str:
         """Short hash that tells this dataset from others, whatever format it was read from.
 
-        Sizes, flags and 64 blocks of rows spread over the logged columns enter, so it takes milliseconds.
+        Sizes, flags and 16 blocks of 256 rows spread over the logged columns enter, so it takes milliseconds.
         Prepared rows keep the fingerprint of the rows they were made of.
         """
         digest = hashlib.sha256(repr((len(self), self.num_episodes, self.row_shapes)).encode())
-        starts = np.unique(np.linspace(0, max(0, len(self) - 64), 64).astype(np.int64))
+        size = 256
+        starts = np.unique(np.linspace(0, max(0, len(self) - size), 16).astype(np.int64))
         for start in starts:
             for name in ("observations", "actions", "rewards"):
                 for leaf in tree.flatten(getattr(self, name)):
-                    digest.update(np.ascontiguousarray(leaf[start : start + 64]).tobytes())
+                    digest.update(np.ascontiguousarray(leaf[start : start + size]).tobytes())
         digest.update(np.packbits(self.terminated).tobytes())
         digest.update(self.episode_ends.astype("<i8").tobytes())
         for leaf in tree.flatten(self.final_observations):
@@ -292,6 +294,10 @@ class Transitions:
             "dones": self.terminated.take(rows).astype(np.float32),
             "mc_returns": self.mc_returns.take(rows),
         }
+
+    def draw(self, generator: np.random.Generator, count: int) -> Batch:
+        """`count` rows, uniformly with replacement."""
+        return self.take(generator.integers(len(self), size=count))
 
     def scaled_actions(self, rows: np.ndarray | None = None) -> np.ndarray:
         """Actions of `rows` (all by default) as they train: normalised and clipped where prepared so."""
@@ -327,6 +333,18 @@ class Transitions:
 
 
 _ABSENT: dict[str, Any] = {"mc_returns": None, "metadata": Metadata(), "action_scaling": None, "mapped": None}
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """The rows of all batches (at least one) in one."""
+    if len(batches) == 1:
+        return batches[0]
+    columns = {name: map_leaves(_concatenated, *(batch[name] for batch in batches)) for name in batches[0]}  # type: ignore[literal-required]
+    return cast(Batch, columns)
+
+
+def _concatenated(*leaves: np.ndarray) -> np.ndarray:
+    return np.concatenate(leaves)
 
 
 def _open_folder(path: str) -> Transitions:

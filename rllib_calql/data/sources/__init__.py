@@ -6,14 +6,16 @@ import inspect
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, overload
 
 import numpy as np
 
 from rllib_calql.data.columns import ObservationLayout
 from rllib_calql.data.errors import DatasetError
+from rllib_calql.data.mixture import Entry, Mixture, entries_of
 from rllib_calql.data.rows import Source
 from rllib_calql.data.transitions import Transitions
+from rllib_calql.data.whole import recover
 
 # Readers as "module.function" of this package (or, with a dot in front, of the one above); a function takes what
 # is named here and options as keywords, and returns a Source.
@@ -50,9 +52,9 @@ _FOLDERS = {  # folders that hold such a file (glob), the first that fits: the p
     "**/*.json": "rllib_logs.open_json",
 }
 UNDERSTOOD = (
-    "d4rl://NAME, minari://NAME, pointmaze://NAME, the path of a .hdf5 or .h5 file in D4RL's layout, of a Minari "
-    "dataset's folder, of a .npy, .pkl or .pickle file, or of Parquet, Arrow, Feather and .npz files or RLlib's "
-    "logs (.json, .parquet): a file, a glob or a folder"
+    "d4rl://NAME, minari://NAME, pointmaze://NAME, the path of a .hdf5 or .h5 file in D4RL's layout, of a folder "
+    "of Minari's or of one that was written here, of a .npy, .pkl or .pickle file, or of Parquet, Arrow, Feather "
+    "and .npz files or RLlib's logs (.json, .parquet): a file, a glob or a folder"
 )
 
 
@@ -62,9 +64,10 @@ def open_source(uri: str | Path | Mapping[str, Any] | Source, **options: Any) ->
     Args:
         uri: `d4rl://NAME` (D4RL's cache folder, else downloaded), `minari://NAME` (Minari's folder, else
             downloaded), `pointmaze://NAME` (made on first use), the path of an HDF5 file in D4RL's flat layout,
-            the folder of a Minari dataset, the path, glob or folder of Parquet, Arrow, Feather or .npz files or of
-            RLlib's logs (.json, .parquet), a pickle (.npy, .pkl; read with `allow_pickle=True` only), a dict of
-            arrays, or a `Source` (`Transitions` are one), returned as it is.
+            the folder of a Minari dataset or of one that `write_dataset` made, the path, glob or folder of
+            Parquet, Arrow, Feather or .npz files or of RLlib's logs (.json, .parquet), a pickle (.npy, .pkl; read
+            with `allow_pickle=True` only), a dict of arrays, or a `Source` (`Transitions` are one), returned as
+            it is.
         **options: what the reader takes, see `sources.d4rl.open`, `sources.d4rl.open_task`,
             `sources.minari.open`, `sources.minari.open_named`, `sources.pointmaze.open`, `sources.tables.open`,
             `sources.rllib_logs.open_json`, `sources.arrays.open`.
@@ -92,13 +95,32 @@ def open_source(uri: str | Path | Mapping[str, Any] | Source, **options: Any) ->
     return reader(target, **options)
 
 
+@overload
 def open_dataset(
-    uri: str | Path | Mapping[str, Any] | Source, *, observations: ObservationLayout | None = None, **options: Any
-) -> Transitions:
-    """Opens a dataset: raw rows, in the environment's units.
+    uri: str | Path | Mapping[str, Any] | Source,
+    *,
+    observations: ObservationLayout | None = None,
+    **options: Any,
+) -> Transitions: ...
+
+
+@overload
+def open_dataset(
+    uri: list[Any] | tuple[Any, ...], *, observations: ObservationLayout | None = None, **options: Any
+) -> Mixture: ...
+
+
+def open_dataset(
+    uri: str | Path | Mapping[str, Any] | Source | list[Any] | tuple[Any, ...],
+    *,
+    observations: ObservationLayout | None = None,
+    **options: Any,
+) -> Transitions | Mixture:
+    """Opens a dataset, or several: raw rows, in the environment's units.
 
     Args:
-        uri: see `open_source`.
+        uri: see `open_source`; or a list of such, or of dicts `{"input": uri, "weight": 2.0, **options}`, which
+            makes a `Mixture` (`options` are added to those given here, and only go to what is opened by name).
         observations: what becomes of Dict and Tuple observations: "flatten" makes one vector of them, in the
             order of gymnasium's `flatten`; "keep" keeps them, for other uses than training. By default they are
             flattened, but left as they are in `Transitions` and in our own Arrow folders.
@@ -112,6 +134,10 @@ def open_dataset(
     """
     if observations not in (None, *get_args(ObservationLayout)):
         raise DatasetError(f"observations must be 'flatten' or 'keep', not {observations!r}")
+    if isinstance(uri, (list, tuple)):
+        entries = entries_of(uri)
+        parts = [_open_entry(entry, observations, options) for entry in entries]
+        return Mixture(tuple(parts), tuple(entry.weight for entry in entries if entry.weight is not None) or None)
     source = open_source(uri, **options)
     if isinstance(source, Transitions) and (
         observations != "flatten" or isinstance(source.observations, np.ndarray)
@@ -125,6 +151,13 @@ def open_dataset(
         raise DatasetError(f"{uri}: {error}") from error
 
 
+def _open_entry(entry: Entry, observations: ObservationLayout | None, options: dict[str, Any]) -> Transitions:
+    """One dataset of a mixture; its own options come before those of all."""
+    given = entry.input() if callable(entry.input) else entry.input
+    shared = options if isinstance(given, (str, Path)) else {}
+    return open_dataset(given, **{"observations": observations, **shared, **entry.options})
+
+
 def _reader(uri: str) -> tuple[str, str]:
     """The reader of a URI and what it is given."""
     scheme, separator, name = uri.partition("://")
@@ -133,6 +166,8 @@ def _reader(uri: str) -> tuple[str, str]:
             return _SCHEMES[scheme], name
     elif uri:
         path = Path(uri).expanduser()
+        if path.name and not path.exists():
+            recover(path)
         if path.is_dir():
             for pattern, reader in _FOLDERS.items():
                 if any(path.glob(pattern)):
