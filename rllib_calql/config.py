@@ -29,6 +29,7 @@ from rllib_calql.checks import (
 from rllib_calql.core.hyperparameters import Precision
 from rllib_calql.core.networks import ACTIVATIONS
 from rllib_calql.data import Preparation, Transitions, check_mixing_ratio, open_source
+from rllib_calql.data.mixture import entries_of
 from rllib_calql.data.reference_scores import reference_scores
 from rllib_calql.data.returns import Truncation
 from rllib_calql.data.sources.d4rl_tasks import TASKS
@@ -314,7 +315,7 @@ class CalQLConfig(CQLConfig):
     def offline_data(
         self,
         *,
-        input_: str | Path | Transitions | Callable[[], Transitions] = NotProvided,
+        input_: str | Path | Transitions | Callable[[], Transitions] | Sequence[Any] = NotProvided,
         input_config: Mapping[str, Any] = NotProvided,
         **kwargs: Any,
     ) -> Self:
@@ -322,7 +323,9 @@ class CalQLConfig(CQLConfig):
 
         Args:
             input_: What `open_dataset` opens: `d4rl://NAME`, `pointmaze://NAME` or a file; or `Transitions`,
-                or a function without arguments that returns them.
+                or a function without arguments that returns them. Or several: a list of such, whose rows are
+                all as likely, or of `{"input": ..., "weight": 2.0}`, whose rows are drawn in proportion to the
+                weights (`Mixture` has the rule); further keys are options of that dataset's reader.
             input_config: Options of the reader (`open_dataset`'s keywords), and `actions_normalized=True`
                 where the data's actions are in [-1, 1] and not in the environment's bounds (as they are in
                 RLlib's own logs, where it is the default).
@@ -409,7 +412,11 @@ class CalQLConfig(CQLConfig):
         if self.input_ == "sampler" or (callable(self.input_) and not isinstance(self.input_, Transitions)):
             raise ValueError(f"environment({FROM_DATASET!r}) needs a dataset: set offline_data(input_=...) to one")
         options = {name: value for name, value in self.input_config.items() if name != "actions_normalized"}
-        environment = open_source(self.input_, **options).metadata.environment
+        source: Any = self.input_
+        if isinstance(source, (list, tuple)):
+            first = entries_of(source)[0]
+            source, options = first.input, options | first.options
+        environment = open_source(source, **options).metadata.environment
         if environment is None:
             raise ValueError(
                 "the dataset does not say in which environment it was recorded: set environment(...) to one"
@@ -511,11 +518,15 @@ class CalQLConfig(CQLConfig):
         for name in ("normalize_observations", "normalize_reward"):
             if not has_data and getattr(self, name):
                 raise ValueError(f"{name} takes its figures from the offline data, and there are none")
-        if has_data and not (isinstance(self.input_, (str, Transitions)) or callable(self.input_)):
-            raise ValueError(
-                "input_ must be a path, a URI, Transitions or a function that returns them, not "
-                f"{type(self.input_).__name__}"
-            )
+        inputs = [self.input_]
+        if isinstance(self.input_, (list, tuple)):
+            inputs = [entry.input for entry in entries_of(self.input_)]
+        for given in inputs:
+            if not (isinstance(given, (str, Path, Transitions)) or callable(given)):
+                raise ValueError(
+                    "input_ must be a path, a URI, Transitions, a function that returns them, or a list of these, "
+                    f"not {type(given).__name__}"
+                )
 
 
 _DEFAULTS: dict[bool, dict[str, Any]] = {}

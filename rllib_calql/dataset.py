@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any, NamedTuple
 
@@ -9,7 +10,8 @@ import gymnasium as gym
 import numpy as np
 
 from rllib_calql.config import CalQLConfig
-from rllib_calql.data import DatasetError, DatasetWarning, Preparation, Transitions, check_fits, open_dataset
+from rllib_calql.data import DatasetError, DatasetWarning, Mixture, Transitions, check_fits, open_dataset
+from rllib_calql.data.mixture import entries_of
 from rllib_calql.data.prepare import episode_returns, return_factor
 from rllib_calql.data.summary import Moments
 from rllib_calql.envs.creation import FROM_DATASET
@@ -22,7 +24,7 @@ IN_MEMORY = "memory://"
 
 def without_rows(config: CalQLConfig) -> CalQLConfig:
     """The config with `IN_MEMORY` in the place of rows given in memory."""
-    if not isinstance(config.input_, Transitions):
+    if not _has_rows(config.input_):
         return config
     light = config.copy(copy_frozen=False)
     light.input_ = IN_MEMORY
@@ -30,10 +32,16 @@ def without_rows(config: CalQLConfig) -> CalQLConfig:
     return light
 
 
+def _has_rows(input_: Any) -> bool:
+    if isinstance(input_, (list, tuple)):
+        return any(_has_rows(entry.input) for entry in entries_of(input_))
+    return isinstance(input_, Transitions)
+
+
 class OfflineData(NamedTuple):
     """The offline dataset of a run, and what the run takes from it."""
 
-    rows: Transitions | None  # prepared; None where there is no dataset
+    rows: Transitions | Mixture | None  # prepared; None where there is no dataset
     reward_factor: float  # of `normalize_reward`: what online rewards are multiplied by, too
     score_range: tuple[float, float] | None  # episode returns that score 0 and 1, where config or data know them
 
@@ -48,28 +56,29 @@ def open_offline_data(config: CalQLConfig, observation_space: Any, action_space:
         return OfflineData(None, 1.0, score_range(config.score_range))
     options = dict(config.input_config)
     normalized = options.pop("actions_normalized", None)
-    if options and not isinstance(config.input_, str):
+    if options and not isinstance(config.input_, (str, list, tuple)):
         raise ValueError(f"input_config {options} is for datasets opened by name or path, not for given ones")
-    if isinstance(config.input_, Transitions):
-        raw = config.input_
-    elif callable(config.input_):
-        raw = config.input_()
-    elif config.input_ == IN_MEMORY:
+    if config.input_ == IN_MEMORY:
         raise DatasetError(
             "this run's data were given in memory, and checkpoints do not hold them: give them again"
         )
-    else:
-        raw = open_dataset(config.input_, **options)
+    given: Any = config.input_() if callable(config.input_) else config.input_
+    raw: Transitions | Mixture = open_dataset(given, **options)
     check_fits(raw, observation_space, action_space)
-    if normalized is None:
-        normalized = raw.metadata.actions_normalized
-    bounds = {} if normalized else {"action_low": action_space.low, "action_high": action_space.high}
-    factor = return_factor(episode_returns(raw)) if config.normalize_reward else 1.0
-    prepared: Preparation = config.preparation(factor, **bounds)
-    return OfflineData(prepared(raw), factor, score_range(config.score_range) or raw.metadata.score_range)
+    factor = 1.0
+    if config.normalize_reward:
+        factor = return_factor(np.concatenate([episode_returns(part) for part in raw.parts]))
+
+    def prepared(part: Transitions) -> Transitions:
+        in_bounds = part.metadata.actions_normalized if normalized is None else normalized
+        bounds = {} if in_bounds else {"action_low": action_space.low, "action_high": action_space.high}
+        return config.preparation(factor, **bounds)(part)
+
+    rows = raw.each(prepared) if isinstance(raw, Mixture) else prepared(raw)
+    return OfflineData(rows, factor, score_range(config.score_range) or raw.metadata.score_range)
 
 
-def reference(config: CalQLConfig, data: Transitions | None) -> dict[str, str] | None:
+def reference(config: CalQLConfig, data: Transitions | Mixture | None) -> dict[str, str] | None:
     """What a checkpoint keeps of the dataset: its name and its fingerprint."""
     return None if data is None else {"input": str(config.input_), "fingerprint": data.fingerprint}
 
@@ -97,9 +106,11 @@ def check_same_data(saved: dict[str, str] | None, here: dict[str, str] | None, o
     warnings.warn(f"{difference}: going on with these", DatasetWarning, stacklevel=4)
 
 
-def check_environment(data: Transitions, env: Any) -> None:
+def check_environment(data: Transitions | Mixture, env: Any) -> None:
     """Warns (DatasetWarning) where the configured environment is another than the data were recorded in."""
-    found = differences(data.metadata, env) if isinstance(env, gym.Env) else []
+    if not isinstance(env, gym.Env):
+        return
+    found = list(dict.fromkeys(text for part in data.parts for text in differences(part.metadata, env)))
     if found:
         warnings.warn(
             f"the dataset was recorded in another environment than the configured one: {'; '.join(found)}. "
@@ -109,11 +120,22 @@ def check_environment(data: Transitions, env: Any) -> None:
         )
 
 
-def observation_statistics(data: Transitions) -> dict[str, np.ndarray]:
-    """The normaliser's weights: `obs_mean` and `obs_std`, (obs_dim,); a constant entry keeps its scale."""
-    moments = Moments(data.observations)
-    moments.add(data.observations)
-    return {"obs_mean": moments.mean, "obs_std": np.where(moments.std > 1e-6, moments.std, 1.0)}
+def observation_statistics(data: Transitions | Mixture) -> dict[str, np.ndarray]:
+    """The normaliser's weights: `obs_mean` and `obs_std`, (obs_dim,); a constant entry keeps its scale.
+
+    Of a mixture, each dataset counts with the share of the rows that are drawn from it.
+    """
+    means, variances = [], []
+    for part in data.parts:
+        moments = Moments(part.observations)
+        with contextlib.nullcontext() if part.mapped is None else part.mapped.reading_through():
+            moments.add(part.observations)
+        means.append(moments.mean)
+        variances.append(moments.std**2)
+    shares = data.shares if isinstance(data, Mixture) else np.ones(1)
+    mean = shares @ np.stack(means)
+    std = np.sqrt(shares @ (np.stack(variances) + (np.stack(means) - mean) ** 2))
+    return {"obs_mean": mean, "obs_std": np.where(std > 1e-6, std, 1.0)}
 
 
 def check_capacity(config: CalQLConfig, env: Any) -> None:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from ray.rllib.models.catalog import ModelCatalog
 
 from rllib_calql.algorithm import CalQL
@@ -13,6 +14,7 @@ from rllib_calql.checkpoint import checkpoint_weights
 from rllib_calql.config import CalQLConfig
 from rllib_calql.core.hyperparameters import UpdateConfig
 from rllib_calql.core.update import CalQLUpdate
+from rllib_calql.data import Mixture
 from rllib_calql.dataset import check_capacity, check_environment, open_offline_data
 from rllib_calql.envs.creation import make_env
 
@@ -66,17 +68,23 @@ def make_plan(config: CalQLConfig) -> dict[str, dict[str, Any]]:
         },
     }
     if data is not None:
-        returns = data.mc_returns
-        assert returns is not None
         plan["data"] = {
             "dataset": config.input_ if isinstance(config.input_, str) else "given in memory",
             "transitions": len(data),
             "episodes": data.num_episodes,
-            "terminated episodes": int(data.terminated.sum()),
-            "rewards after scaling": f"{data.rewards.min():g} to {data.rewards.max():g}",
-            "returns-to-go": f"{round(float(returns.min()), 6):g} to {round(float(returns.max()), 6):g}",
+            "terminated episodes": sum(int(part.terminated.sum()) for part in data.parts),
+            "rewards after scaling": _range([part.rewards for part in data.parts]),
+            "returns-to-go": _range([part.mc_returns for part in data.parts if part.mc_returns is not None]),
         }
+        if isinstance(data, Mixture):
+            plan["data"]["dataset"] = f"{len(data.parts)} datasets"
+            plan["data"]["shares of a batch"] = ", ".join(f"{share:.3g}" for share in data.shares)
     return plan
+
+
+def _range(columns: list[np.ndarray]) -> str:
+    low, high = min(column.min() for column in columns), max(column.max() for column in columns)
+    return f"{round(float(low), 6):g} to {round(float(high), 6):g}"
 
 
 def _spaces(config: CalQLConfig, env: gym.Env | None) -> tuple[gym.spaces.Box, gym.spaces.Box, dict[str, Any]]:

@@ -9,7 +9,7 @@ import numpy as np
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.replay_buffers import ReplayBuffer
 
-from rllib_calql.data import MixedReplay, Preparation, Transitions
+from rllib_calql.data import MixedReplay, Mixture, Preparation, Transitions
 
 
 class CalQLReplayBuffer(ReplayBuffer):
@@ -29,7 +29,7 @@ class CalQLReplayBuffer(ReplayBuffer):
         self,
         obs_dim: int,
         act_dim: int,
-        offline: Transitions | None = None,
+        offline: Transitions | Mixture | None = None,
         preparation: Preparation | None = None,
         capacity: int = 1_000_000,
         mixing_ratio: float | Sequence[Sequence[float]] = 0.5,

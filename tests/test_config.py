@@ -418,9 +418,9 @@ def test_phases_need_what_they_use() -> None:
     online_config().validate()
 
 
-@pytest.mark.parametrize("input_", [3, ["rows.hdf5"], {"rows.hdf5": 1.0}])
+@pytest.mark.parametrize("input_", [3, [["rows.hdf5"]], {"rows.hdf5": 1.0}])
 def test_inputs_of_other_kinds(input_: Any) -> None:
-    with pytest.raises(ValueError, match="input_ must be a path, a URI, Transitions or a function that returns"):
+    with pytest.raises(ValueError, match=r"input_ must be a path, a URI, Transitions|is one dataset, or a dict"):
         online_config().offline_data(input_=input_).validate()
 
 

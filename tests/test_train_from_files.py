@@ -77,7 +77,7 @@ def test_actions_of_a_log_are_taken_as_they_are(log: Path, table: Path, pendulum
         env = gym.make("Pendulum-v1")
         config = CalQLConfig().offline_data(input_=path, input_config=input_config)
         data = open_offline_data(config, env.observation_space, env.action_space).rows
-        assert data is not None
+        assert isinstance(data, Transitions)
         return data.take(np.arange(len(data)))["actions"]
 
     raw = open_dataset(log, allow_pickle=True).actions

@@ -106,12 +106,21 @@ def _load_python(path: Path) -> Spec:
 def _absolute_input(config: Spec, *folders: Path) -> None:
     """Data paths made absolute, since a trial runs in a folder of its own."""
     for key in {"input_", "input", "load_weights_from"} & config.keys():
-        if isinstance(config[key], str):
-            for folder in (Path.cwd(), *folders):
-                path = folder / Path(config[key]).expanduser()
-                if path.exists():
-                    config[key] = str(path.resolve())
-                    break
+        config[key] = _absolute(config[key], folders)
+
+
+def _absolute(path: Any, folders: tuple[Path, ...]) -> Any:
+    """The path in the first folder that has it, the present one before all; of several datasets, each one's."""
+    if isinstance(path, list):
+        return [_absolute(entry, folders) for entry in path]
+    if isinstance(path, dict) and "input" in path:
+        return {**path, "input": _absolute(path["input"], folders)}
+    if isinstance(path, str):
+        for folder in (Path.cwd(), *folders):
+            found = folder / Path(path).expanduser()
+            if found.exists():
+                return str(found.resolve())
+    return path
 
 
 def from_file(options: TrainFileOptions) -> dict[str, Spec]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +25,12 @@ class MappedFolder:
         if sum(map(len, self.maps)) > 0.5 * _memory():
             self._advise(mmap.MADV_RANDOM)
 
-    def expect_reading_through(self) -> None:
-        """Lets the system read ahead (again)."""
+    @contextmanager
+    def reading_through(self) -> Iterator[None]:
+        """Reads ahead again, while the block reads whole columns from start to end."""
         self._advise(mmap.MADV_NORMAL)
+        yield
+        self.expect_random_reads()
 
     def _advise(self, how: int) -> None:
         for mapped in self.maps:
