@@ -19,10 +19,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
 from rllib_calql.data import Metadata, MixedReplay, Preparation, Rows, Transitions, open_dataset, return_to_go
+from rllib_calql.data import mapped as mapped_files
 from rllib_calql.data.storage_writer import write_dataset
 
 OBS_DIM, ACT_DIM = 29, 8
@@ -157,21 +159,28 @@ def in_memory(folder: Path, rows: int) -> dict[str, Any]:
 
 
 def cold(folder: Path, rows: int) -> dict[str, Any]:
-    """Files that are not in the page cache: reading ahead against single pages."""
+    """Files that are not in the page cache: read as small files are, and as those larger than memory are."""
     result = {}
-    for name, advice in (("reading_ahead", mmap.MADV_NORMAL), ("single_pages", mmap.MADV_RANDOM)):
+    for name, available in (("reading_ahead", None), ("single_pages", 1)):
         data = Preparation()(open_dataset(folder))
         assert data.mapped is not None
-        for mapped_file in data.mapped.maps:
-            mapped_file.madvise(mmap.MADV_DONTNEED)  # pages in use cannot be evicted
+        for column in data.mapped.columns:
+            column.memory.madvise(mmap.MADV_DONTNEED)  # pages in use cannot be evicted
         evict(folder)
-        for mapped_file in data.mapped.maps:
-            mapped_file.madvise(advice)
-        generator = np.random.default_rng(1)
-        batches = [seconds(partial(data.draw, generator, BATCH)) for _ in range(5)]
-        result[f"batch_milliseconds_cold_{name}"] = 1000 * float(np.median(batches))
-        del data, mapped_file
+        with mock.patch.object(mapped_files, "_memory", lambda size=available or 1 << 60: size):
+            data.mapped.expect_random_reads()
+        generator, before = np.random.default_rng(1), bytes_read()
+        batches = [seconds(partial(data.draw, generator, BATCH)) for _ in range(10)]
+        result[f"batch_milliseconds_cold_{name}"] = 1000 * float(np.mean(batches))
+        result[f"batch_megabytes_read_cold_{name}"] = (bytes_read() - before) / 1e6 / len(batches)
+        del data, column
     return result
+
+
+def bytes_read() -> int:
+    """What this process has made the system read from disks."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["read_bytes"])
 
 
 PARTS = {part.__name__: part for part in (writing, mapped, in_memory, cold)}

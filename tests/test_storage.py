@@ -24,6 +24,7 @@ from rllib_calql.data import (
     open_source,
     write_dataset,
 )
+from rllib_calql.data.mapped import MappedColumn
 from rllib_calql.data.rows import OneChunk, Rows
 from rllib_calql.data.spaces import space_from_json, space_to_json
 from tests.test_assemble import cut, logged
@@ -156,6 +157,28 @@ def test_the_rows_are_not_read_into_memory(tmp_path: Path) -> None:
         assert same(again, one)
         assert (again.mapped is None) == (one is data)
     np.testing.assert_array_equal(again.take(np.arange(4))["actions"], data.take(np.arange(4))["actions"])
+
+
+@pytest.mark.filterwarnings("ignore:.*actions outside the bounds")
+def test_files_larger_than_memory_are_read_by_single_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How the system reads changes no batch, at the edges of the files neither."""
+    data = Preparation()(write_dataset(small(3000), tmp_path / "data"))
+    rows = np.array([0, 2999, 1500, 2998, 1500])
+    expected = data.take(rows)
+    assert data.mapped is not None
+    monkeypatch.setattr("rllib_calql.data.mapped._memory", lambda: 1)
+    data.mapped.expect_random_reads()
+    asked: list[int] = []
+    monkeypatch.setattr(MappedColumn, "will_need", lambda self, rows: asked.append(len(rows)))
+    data.take(rows)
+    assert asked == [5, 5]  # observations and actions
+    monkeypatch.undo()
+    for name, values in data.take(rows).items():
+        np.testing.assert_array_equal(values, dict(expected)[name])
+    with data.mapped.reading_through():
+        assert data.observations.sum() == 0  # numbers and their negatives
 
 
 # --- what is there already, what is damaged ---

@@ -15,7 +15,6 @@ order of sorted keys. Next observations and flags follow from these files and ar
 from __future__ import annotations
 
 import json
-import mmap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ import tree
 
 from rllib_calql.data.arrow_column import map_column
 from rllib_calql.data.errors import DatasetError
-from rllib_calql.data.mapped import MappedFolder
+from rllib_calql.data.mapped import MappedColumn, MappedFolder
 from rllib_calql.data.rows import Metadata, Tree
 from rllib_calql.data.spaces import space_from_json
 from rllib_calql.data.transitions import Transitions
@@ -86,7 +85,7 @@ def open_columns(folder: Path) -> tuple[Transitions, str | None]:
         truncated=truncated,
         final_observations=final_observations,
         metadata=metadata,
-        mapped=MappedFolder(folder, tuple(maps.maps)),
+        mapped=MappedFolder(folder, maps.columns),
         episode_ends=ends,
     ), fingerprint
 
@@ -107,14 +106,15 @@ class _Maps:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.maps: list[mmap.mmap] = []
+        self.columns: list[MappedColumn] = []
 
     def leaf(self, name: str) -> np.ndarray:
         path = self._folder / f"{name}.arrow"
         if path.resolve().parent != self._folder.resolve() or not path.is_file():
             raise DatasetError(f"{path} is missing, or no file of the dataset's folder")
-        array, mapped = map_column(path, name)
-        self.maps.append(mapped)
+        array, memory = map_column(path, name)
+        per_row = name.partition("-")[0] in ("observations", "actions")
+        self.columns.append(MappedColumn.of(array, memory, per_row))
         return array
 
     def tree(self, name: str, structure: Any) -> Any:

@@ -286,6 +286,8 @@ class Transitions:
         """Copies `rows` (row numbers from 0) into a batch; needs `mc_returns`."""
         if self.mc_returns is None:
             raise ValueError("these transitions have no mc_returns yet: pass them through a Preparation first")
+        if self.mapped is not None:
+            self.mapped.will_need(rows)
         return {
             "observations": map_leaves(lambda leaf: leaf.take(rows, axis=0), self.observations),
             "actions": self.scaled_actions(rows),
