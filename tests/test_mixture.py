@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from rllib_calql.data import (
     write_dataset,
 )
 from rllib_calql.data.mixture import entries_of
+from rllib_calql.data.resident import ResidentReplay
 
 
 def numbered(number: float, num_rows: int) -> Transitions:
@@ -40,7 +42,7 @@ def numbered(number: float, num_rows: int) -> Transitions:
 
 
 def counts(batch: Any, num_parts: int) -> np.ndarray:
-    return np.array([(batch["observations"] == number).sum() for number in range(num_parts)])
+    return np.array([int((batch["observations"] == number).sum()) for number in range(num_parts)])
 
 
 @given(st.lists(st.floats(0.01, 100.0), min_size=1, max_size=6), st.integers(1, 300), st.integers(0, 2**32 - 1))
@@ -161,3 +163,28 @@ def test_datasets_that_do_not_belong_together() -> None:
         Mixture((wide,), (1.0, 2.0))
     with pytest.raises(DatasetError, match="at least one dataset"):
         Mixture(())
+
+
+def test_rows_on_a_device_follow_the_same_rule() -> None:
+    mixture = Mixture((numbered(0, 10), numbered(1, 40), numbered(2, 5)), (2.0, 1.0, 0.3))
+    replay = MixedReplay(mixture, 100, 0.5, 0, 1, 1)
+    resident = ResidentReplay(replay, 64, "cpu")
+    generator = torch.Generator().manual_seed(0)
+    for online, rows in ((False, 64), (True, 32)):
+        resident.refresh(online=online)
+        batches = [resident.draw(generator) for _ in range(400)]
+        found = np.array([counts(batch, 4) for batch in batches])
+        shares = rows * mixture.shares
+        assert (found[:, :3] >= np.floor(shares)).all()
+        assert (found[:, :3] <= np.ceil(shares)).all()
+        assert (found.sum(axis=1) == 64).all()
+        np.testing.assert_allclose(found[:, :3].mean(axis=0), shares, atol=0.1)
+        drawn = {(int(o), round(1000 * float(a))) for batch in batches for o, a in zip(*two(batch), strict=True)}
+        assert {row for row in drawn if row[0] < 3} == {
+            (k, i) for k, n in enumerate((10, 40, 5)) for i in range(n)
+        }
+        replay.add(numbered(3, 10))
+
+
+def two(batch: Any) -> tuple[Any, Any]:
+    return batch["observations"][:, 0], batch["actions"][:, 0]

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rllib_calql.data.mixture import Mixture
 from rllib_calql.data.replay import MixedReplay
 from rllib_calql.data.transitions import Transitions
 
@@ -42,8 +43,14 @@ class ResidentReplay:
         self._bounds = torch.zeros(3, dtype=torch.int64, device=device)
         self._store_rows: object = None
         self._num_copied = 0
-        if replay.offline is not None:
-            self._copy(replay.offline, 0, self._num_offline, 0)
+        parts = () if replay.offline is None else replay.offline.parts
+        lengths = np.array([len(part) for part in parts] or [1])
+        starts = np.cumsum(lengths) - lengths
+        for part, start in zip(parts, starts.tolist(), strict=False):
+            self._copy(part, 0, len(part), start)
+        shares = replay.offline.shares if isinstance(replay.offline, Mixture) else np.ones(1)
+        self._shares = torch.as_tensor(np.cumsum(shares), device=device)  # of each dataset and those before
+        self._lengths, self._starts = (torch.as_tensor(numbers, device=device) for numbers in (lengths, starts))
 
     @staticmethod
     def bytes_needed(replay: MixedReplay) -> int:
@@ -77,10 +84,21 @@ class ResidentReplay:
             self._batch_size, dtype=torch.float64, device=self._position.device, generator=generator
         )
         is_offline = self._position < num_offline
-        count = torch.where(is_offline, self._num_offline, live)
+        part = self._part(num_offline, generator)
+        count = torch.where(is_offline, self._lengths[part], live)
         number = torch.minimum((share * count).long(), count - 1)
-        rows = torch.where(is_offline, number, self._num_offline + (first + number) % capacity)
+        rows = torch.where(
+            is_offline, self._starts[part] + number, self._num_offline + (first + number) % capacity
+        )
         return {name: column.index_select(0, rows) for name, column in self.columns.items()}
+
+    def _part(self, num_offline: Tensor, generator: torch.Generator) -> Tensor:
+        """(batch_size,): the dataset that each offline row comes from, by the rule of `Mixture.draw`."""
+        if len(self._shares) == 1:
+            return torch.zeros_like(self._position)
+        offset = torch.rand(1, dtype=torch.float64, device=self._position.device, generator=generator)
+        edges = torch.floor(self._shares * num_offline + offset).long()
+        return torch.searchsorted(edges, self._position, right=True).clamp(max=len(edges) - 1)
 
     def _copy(self, rows: Transitions, start: int, stop: int, target: int) -> None:
         for begin in range(start, stop, ROWS_PER_COPY):
