@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -35,9 +35,18 @@ def observation_space_of(name: Any, env_config: dict[str, Any]) -> gym.Space:
     return env.observation_space
 
 
+def env_creator(name: Any) -> Callable[[EnvContext], gym.Env]:
+    """What makes the environment of a Tune-registered or gymnasium name, or of the class itself.
+
+    Looked up here, because the processes of asynchronous environments must not ask Ray.
+    """
+    if not isinstance(name, str):
+        return name
+    if _global_registry.contains(ENV_CREATOR, name):
+        return _global_registry.get(ENV_CREATOR, name)
+    return lambda env_config: gym.make(name, **env_config)
+
+
 def make_env(name: Any, env_config: dict[str, Any]) -> gym.Env:
     """The environment by its Tune-registered or gymnasium name, or of the class itself."""
-    if isinstance(name, str) and not _global_registry.contains(ENV_CREATOR, name):
-        return gym.make(name, **env_config)
-    create = _global_registry.get(ENV_CREATOR, name) if isinstance(name, str) else name
-    return create(env_config if isinstance(env_config, EnvContext) else EnvContext(env_config, worker_index=0))
+    return env_creator(name)(EnvContext(env_config, worker_index=0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rllib_calql.data import Transitions
-from rllib_calql.envs.creation import make_env
+from rllib_calql.envs.creation import env_creator
 from rllib_calql.envs.success import EPISODE_SUCCESS, SuccessWrapper
 from rllib_calql.metrics import EPISODE_RETURN_SUM, NUM_SUCCESSES
 from rllib_calql.runners import other_entropy
@@ -60,7 +60,7 @@ class CalQLEnvRunner(SingleAgentEnvRunner):
         factories = [
             partial(
                 EpisodeEnv,
-                self.config.env,
+                env_creator(self.config.env),
                 context.copy_with_overrides(vector_index=index),
                 self._entropy,
                 next_episode,
@@ -150,8 +150,15 @@ class CalQLEnvRunner(SingleAgentEnvRunner):
 class EpisodeEnv(SuccessWrapper):
     """An environment that resets with the seeds of its own episodes, and names them in the reset's info."""
 
-    def __init__(self, env: Any, context: EnvContext, entropy: int, next_episode: int, stride: int) -> None:
-        created = make_env(env, context)
+    def __init__(
+        self,
+        create: Callable[[EnvContext], Any],
+        context: EnvContext,
+        entropy: int,
+        next_episode: int,
+        stride: int,
+    ) -> None:
+        created = create(context)
         if not isinstance(created, gym.Env):
             raise ValueError(f"CalQL needs a single-agent gymnasium.Env, and the environment is a {type(created)}")
         if not isinstance(created.observation_space, gym.spaces.Box):

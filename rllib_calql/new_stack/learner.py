@@ -76,7 +76,7 @@ class CalQLTorchLearner(TorchLearner):
         if num_learners == 1:
             self.calql = CalQLUpdate(*sizes, settings, self._device, seed)
         else:
-            seed = _same_everywhere(np.random.SeedSequence(seed).entropy)
+            seed = first_learners(np.random.SeedSequence(seed).entropy)
             self.calql = ShardedUpdate(self._learner_index, num_learners, *sizes, settings, self._device, seed)
         module.share(self.calql)
 
@@ -171,8 +171,8 @@ class CalQLTorchLearner(TorchLearner):
             self.calql.set_state(state[UPDATE])
 
 
-def _same_everywhere(number: Any) -> int:
-    """The first learner's number, in all of them."""
+def first_learners(number: Any) -> int:
+    """The first learner's number, in all learners that call this."""
     numbers = [number]
     distributed.broadcast_object_list(numbers)
     return int(numbers[0])

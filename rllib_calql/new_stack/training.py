@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import weakref
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 import ray
 from gymnasium.spaces import Box
+from gymnasium.vector import SyncVectorEnv
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.policy.sample_batch import MultiAgentBatch
@@ -36,6 +39,9 @@ class LearnerStack:
         self._algorithm = algorithm
         self._learners = algorithm.learner_group
         self._runners = Runners(algorithm, _collect)
+        if self._learners.is_remote:
+            # Before Ray ends: RLlib's own clean-up would start another Ray while the interpreter exits, and hang.
+            atexit.register(_shut_down, weakref.ref(self._learners))
         self._refresh()
 
     @property
@@ -57,7 +63,8 @@ class LearnerStack:
     @property
     def env(self) -> Any:
         runner = self._algorithm.env_runner
-        return None if runner is None or runner.env is None else runner.env.unwrapped.envs[0]
+        vector = None if runner is None or runner.env is None else runner.env.unwrapped
+        return vector.envs[0] if isinstance(vector, SyncVectorEnv) else None
 
     @property
     def num_updates(self) -> int:
@@ -170,6 +177,11 @@ class LearnerStack:
 def _multi_agent(batch: Mapping[str, np.ndarray]) -> MultiAgentBatch:
     rows = to_sample_batch(batch)
     return MultiAgentBatch({DEFAULT_MODULE_ID: rows}, rows.count)
+
+
+def _shut_down(learners: Callable[[], Any]) -> None:
+    if (group := learners()) is not None and not group._is_shut_down:
+        group.shutdown()
 
 
 def _collect(runner: Any) -> tuple[list[Episode], dict[str, Any]]:
