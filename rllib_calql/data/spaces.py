@@ -1,4 +1,4 @@
-"""Gymnasium spaces as JSON: Boxes, Discrete, and Dicts and Tuples of them."""
+"""Metadata and gymnasium spaces as JSON; of spaces Boxes, Discrete, and Dicts and Tuples of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,44 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from rllib_calql.data.rows import Metadata
+
+# What reading JSON that was not written here may raise.
+DAMAGED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+# The attribute of HDF5 files that holds it.
+METADATA = "calql_metadata"
+
 # A space of more numbers is refused when read: no dataset's row is so large.
 _MAX_NUMBERS = 1 << 24
+
+
+def metadata_to_json(metadata: Metadata) -> dict[str, Any]:
+    """What `json.dumps` takes; `num_rows` is left out."""
+    return {
+        "observation_space": space_to_json(metadata.observation_space),
+        "action_space": space_to_json(metadata.action_space),
+        "environment": metadata.environment,
+        "score_range": None if metadata.score_range is None else list(metadata.score_range),
+        "actions_normalized": metadata.actions_normalized,
+        "source": metadata.source,
+    }
+
+
+def metadata_from_json(written: dict[str, Any]) -> Metadata:
+    """What was written (one of `DAMAGED` where it was not written here)."""
+    scores = written["score_range"]
+    environment, source = written["environment"], written["source"]
+    for text in (environment, source):
+        if not isinstance(text, (str, type(None))):
+            raise TypeError(f"{text!r} is no text")
+    return Metadata(
+        observation_space=space_from_json(written["observation_space"]),
+        action_space=space_from_json(written["action_space"]),
+        environment=environment,
+        score_range=None if scores is None else (float(scores[0]), float(scores[1])),
+        actions_normalized=bool(written["actions_normalized"]),
+        source=source,
+    )
 
 
 def space_to_json(space: gym.Space | None) -> dict[str, Any] | None:

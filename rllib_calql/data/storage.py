@@ -25,14 +25,13 @@ import tree
 from rllib_calql.data.arrow_column import map_column
 from rllib_calql.data.errors import DatasetError
 from rllib_calql.data.mapped import MappedColumn, MappedFolder
-from rllib_calql.data.rows import Metadata, Tree
-from rllib_calql.data.spaces import space_from_json
+from rllib_calql.data.rows import Tree
+from rllib_calql.data.spaces import DAMAGED, metadata_from_json
 from rllib_calql.data.transitions import Transitions
 from rllib_calql.data.whole import recover
 
 DESCRIPTION = "dataset.json"
 FORMAT = 1
-_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
 
 def open_folder(path: str | Path) -> Transitions:
@@ -56,11 +55,11 @@ def open_columns(folder: Path) -> tuple[Transitions, str | None]:
             raise DatasetError(
                 f"{folder} was written in format {description['format']!r}, and this version reads {FORMAT}"
             )
-        metadata = replace(_metadata_from_json(description["metadata"]), num_rows=int(description["num_rows"]))
+        metadata = replace(metadata_from_json(description["metadata"]), num_rows=int(description["num_rows"]))
         structure = description["observations"]
         sizes = int(description["num_rows"]), int(description["num_episodes"])
         fingerprint = description.get("fingerprint")
-    except _DAMAGED as error:
+    except DAMAGED as error:
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"{folder / DESCRIPTION} is damaged: {error!r}") from error
@@ -160,19 +159,3 @@ def _check_types(
     kinds = [(column.dtype.name, column.ndim) for column in (rewards, ends, ended)]
     if not fine or kinds != [("float32", 1), ("int64", 1), ("uint8", 1)]:
         raise DatasetError(f"{folder} is damaged: its columns have types or shapes that no dataset has")
-
-
-def _metadata_from_json(written: dict[str, Any]) -> Metadata:
-    scores = written["score_range"]
-    environment, source = written["environment"], written["source"]
-    for text in (environment, source):
-        if not isinstance(text, (str, type(None))):
-            raise TypeError(f"{text!r} is no text")
-    return Metadata(
-        observation_space=space_from_json(written["observation_space"]),
-        action_space=space_from_json(written["action_space"]),
-        environment=environment,
-        score_range=None if scores is None else (float(scores[0]), float(scores[1])),
-        actions_normalized=bool(written["actions_normalized"]),
-        source=source,
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import tree
-from filelock import FileLock, Timeout
 
 from rllib_calql.data.arrow_column import ColumnWriter
 from rllib_calql.data.assemble import Block, clean_blocks
+from rllib_calql.data.claim import claimed
 from rllib_calql.data.columns import ObservationLayout, row_bytes
 from rllib_calql.data.errors import DatasetError
-from rllib_calql.data.rows import Metadata, Source, Tree
-from rllib_calql.data.spaces import space_to_json
+from rllib_calql.data.rows import Source, Tree
+from rllib_calql.data.spaces import metadata_to_json
 from rllib_calql.data.storage import DESCRIPTION, FORMAT, open_columns, open_folder
 from rllib_calql.data.transitions import Transitions
 from rllib_calql.data.whole import CheckpointError, recover, whole_folder
@@ -73,7 +72,7 @@ def write_dataset(
             "num_rows": columns.num_whole,
             "num_episodes": columns.num_episodes,
             "observations": columns.structure,
-            "metadata": _metadata_to_json(source.metadata),
+            "metadata": metadata_to_json(source.metadata),
         }
         _write_description(folder, description)
         fingerprint = open_columns(folder)[0].fingerprint
@@ -84,30 +83,15 @@ def write_dataset(
 @contextmanager
 def _target(path: str | Path, overwrite: bool) -> Iterator[Path]:
     """An empty folder that takes the place of `path` when the block ends; what goes wrong is a DatasetError."""
-    path = Path(path).expanduser().absolute()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
-            _check_free(recover(path), overwrite)
-            with whole_folder(path) as folder:
-                yield folder
-    except CheckpointError as error:
-        raise DatasetError(f"{path} cannot be replaced ({error}): remove it, or choose another name") from error
-    except Timeout as error:
-        raise DatasetError(f"another process is writing {path}: wait for it, or choose another name") from error
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        reason = "the disk is full" if full else error.strerror or error
-        raise DatasetError(f"{path} could not be written: {reason}. Nothing was left there") from error
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with FileLock(path.with_name(f".{path.name}.lock"), timeout=0) as lock:
+    with claimed(path) as place:
+        _check_free(recover(place), overwrite)
         try:
-            yield
-        finally:
-            Path(lock.lock_file).unlink(missing_ok=True)
+            with whole_folder(place) as folder:
+                yield folder
+        except CheckpointError as error:
+            raise DatasetError(
+                f"{place} cannot be replaced ({error}): remove it, or choose another name"
+            ) from error
 
 
 def _check_free(path: Path, overwrite: bool) -> None:
@@ -192,14 +176,3 @@ def _check_room(folder: Path, first: Block, expected_rows: int | None) -> None:
 
 def _write_description(folder: Path, description: dict[str, Any]) -> None:
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
-
-
-def _metadata_to_json(metadata: Metadata) -> dict[str, Any]:
-    return {
-        "observation_space": space_to_json(metadata.observation_space),
-        "action_space": space_to_json(metadata.action_space),
-        "environment": metadata.environment,
-        "score_range": None if metadata.score_range is None else list(metadata.score_range),
-        "actions_normalized": metadata.actions_normalized,
-        "source": metadata.source,
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from rllib_calql.data.sources.d4rl_tasks import BASE_URL, TASKS
 from rllib_calql.data.sources.download import by_hand, download_hdf5
 from rllib_calql.data.sources.hdf5 import check_numbers, find, names, open_hdf5
 from rllib_calql.data.sources.successes import up_to_successes
+from rllib_calql.data.spaces import DAMAGED, METADATA, metadata_from_json
 
 
 def open_task(
@@ -170,13 +172,25 @@ def open(
         raise DatasetError(f"max_episode_steps must be at least 1, not {max_episode_steps}")
     with open_hdf5(path) as file:
         num_rows = len(_columns(file, rewards)["rewards"])
+        metadata = _metadata(file)
     return D4RLFile(
         path=path,
         max_episode_steps=max_episode_steps,
         rewards=rewards,
         success_reward=success_reward,
-        metadata=Metadata(num_rows=num_rows, source=str(path)),
+        metadata=replace(metadata, num_rows=num_rows, source=str(path)),
     )
+
+
+def _metadata(file: h5py.File) -> Metadata:
+    """What a file that was written here says of itself."""
+    written = file.attrs.get(METADATA)
+    if not isinstance(written, str):
+        return Metadata()
+    try:
+        return metadata_from_json(json.loads(written))
+    except DAMAGED as error:
+        raise DatasetError(f"the attribute {METADATA} is damaged: {error!r}") from error
 
 
 def _columns(file: h5py.File, rewards: str) -> dict[str, h5py.Dataset]:

@@ -77,9 +77,7 @@ def open_named(name: str, *, download: bool = True, end_at_success: bool | None 
         DatasetError: minari is missing, there is no such dataset, or as `open`.
     """
     minari = import_minari()
-    if not _NAME.fullmatch(name):
-        raise DatasetError(f"minari://{name}: a name is like D4RL/pointmaze/umaze-v2, with the version at the end")
-    folder = Path(os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets").expanduser() / name
+    folder = folder_of(name)
     by_hand = f"`minari list remote` shows the names, `minari download {name}` fetches one by hand"
     if not (folder / "data").exists():
         if not download:
@@ -89,6 +87,13 @@ def open_named(name: str, *, download: bool = True, end_at_success: bool | None 
         except Exception as error:  # whatever the network, its client or the files make minari raise
             raise DatasetError(f"minari://{name} could not be downloaded ({error}): {by_hand}") from error
     return open(folder, end_at_success=end_at_success)
+
+
+def folder_of(name: str) -> Path:
+    """Where the dataset of this name lies, or would lie (DatasetError where no dataset can have the name)."""
+    if not _NAME.fullmatch(name):
+        raise DatasetError(f"minari://{name}: a name is like D4RL/pointmaze/umaze-v2, with the version at the end")
+    return Path(os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets").expanduser() / name
 
 
 def open(path: str | Path, *, end_at_success: bool | None = None) -> MinariFolder:
