@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rllib_calql.cli.common import DebugOptions, new_app, plain_errors, takes
+from rllib_calql.cli.common import DebugOptions, new_app, plain_errors, stop_on_sigterm, takes
 from rllib_calql.cli.data import data_app
 
 app = new_app("Everything around Cal-QL besides training it (for that: rllib train).")
@@ -61,6 +61,7 @@ def sweep(ctx: typer.Context, options: SweepOptions) -> None:
 
 
 def main() -> None:
+    stop_on_sigterm()
     app(prog_name="calql")
 
 

@@ -2,15 +2,19 @@
 
 import inspect
 import re
+import signal
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import typer
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rllib_calql.data import DatasetWarning
 
 
 class UserError(Exception):
@@ -95,6 +99,9 @@ def plain_errors(options: DebugOptions) -> Iterator[None]:
         yield
     except typer.Exit:
         raise
+    except KeyboardInterrupt:
+        typer.echo("Interrupted", err=True)
+        raise typer.Exit(128 + signal.SIGINT) from None
     except Exception as error:
         if options.vv:
             raise
@@ -108,9 +115,35 @@ def plain_errors(options: DebugOptions) -> Iterator[None]:
 
 @contextmanager
 def counting(what: str, total: int | None, unit: str = "rows") -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal's standard error; gives the function that advances it by a number of units."""
+    """A progress bar on a terminal's standard error; gives the function that is told how many are done."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn(unit), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda count: bar.advance(task, count)
+        yield lambda done: bar.update(task, completed=done)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """A `DatasetWarning` becomes one line, said once; other warnings stay as they are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DatasetWarning)
+        show = warnings.showwarning
+
+        def say(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, DatasetWarning):
+                typer.echo(f"Warning: {message}", err=True)
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = say
+        yield
+
+
+def stop_on_sigterm() -> None:
+    """Lets a terminated command clean up, as an interrupted one does."""
+
+    def stop(*_: object) -> NoReturn:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, stop)

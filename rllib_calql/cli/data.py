@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rllib_calql.cli.common import DebugOptions, new_app, parse_mapping, plain_errors, takes
+from rllib_calql.cli.common import DebugOptions, new_app, parse_mapping, plain_errors, plain_warnings, takes
 
 data_app = new_app("Look at datasets, check them, convert and record them.")
 
@@ -31,7 +31,7 @@ class InfoOptions(ReadOptions):
 @takes(InfoOptions)
 def info(ctx: typer.Context, options: InfoOptions) -> None:
     """Tell what is in a dataset: episodes, returns, success, actions, missing values, memory."""
-    with plain_errors(options):
+    with plain_errors(options), plain_warnings():
         from rllib_calql.cli import data_info
 
         reader = parse_mapping(options.input_config, "--input-config")
@@ -65,7 +65,7 @@ def check(ctx: typer.Context, options: CheckOptions) -> None:
 
     Exit code 0: nothing speaks against training. 1: a warning. 2: wrong usage.
     """
-    with plain_errors(options):
+    with plain_errors(options), plain_warnings():
         from rllib_calql.cli import data_check
 
         data_check.run(
@@ -76,6 +76,86 @@ def check(ctx: typer.Context, options: CheckOptions) -> None:
             parse_mapping(options.config, "--config"),
             num_replayed=options.replay,
             as_json=options.json,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteOptions(DebugOptions):
+    observations: Annotated[
+        str | None,
+        typer.Option(help="Dict and Tuple observations: flatten or keep; by default Minari's are kept."),
+    ] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that is there.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(ReadOptions, WriteOptions):
+    destination: Annotated[
+        str,
+        typer.Argument(metavar="DST", help="A folder (Arrow), FILE.hdf5 (D4RL's layout) or minari://NAME-v0."),
+    ]
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read pickled arrays, through a restricted unpickler.")
+    ] = False
+
+
+@data_app.command("convert")
+@takes(ConvertOptions)
+def convert(ctx: typer.Context, options: ConvertOptions) -> None:
+    """Write a dataset as an Arrow folder (memory-mapped when read), a D4RL file or a Minari dataset.
+
+    It is read and written in bounded memory, and is there when it is whole, or not at all.
+    """
+    with plain_errors(options), plain_warnings():
+        from rllib_calql.cli import data_convert
+
+        data_convert.run(
+            options.uri,
+            options.destination,
+            parse_mapping(options.input_config, "--input-config"),
+            allow_pickle=options.allow_pickle,
+            observations=options.observations,
+            overwrite=options.overwrite,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions(WriteOptions):
+    out: Annotated[
+        str,
+        typer.Option(metavar="DST", help="A folder (Arrow), FILE.hdf5 (D4RL's layout) or minari://NAME-v0."),
+    ]
+    episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")]
+    env: Annotated[
+        str | None, typer.Option("--env", "-e", help="Gymnasium id; by default the checkpoint's environment.")
+    ] = None
+    env_config: Annotated[str, typer.Option(help="JSON or YAML mapping: arguments of the environment.")] = "{}"
+    checkpoint: Annotated[str | None, typer.Option(help="Checkpoint of a trained policy.")] = None
+    policy: Annotated[str | None, typer.Option(help="random, instead of a checkpoint.")] = None
+    seed: Annotated[int, typer.Option(min=0, help="Episode number i is a function of seed + i.")] = 0
+    explore: Annotated[
+        bool, typer.Option("--explore/--no-explore", help="Sample from the trained policy, or take its mode.")
+    ] = True
+
+
+@data_app.command("collect")
+@takes(CollectOptions)
+def collect(ctx: typer.Context, options: CollectOptions) -> None:
+    """Record episodes of a trained or a random policy as a dataset."""
+    with plain_errors(options), plain_warnings():
+        from rllib_calql.cli import data_collect
+
+        data_collect.run(
+            options.out,
+            env=options.env,
+            env_config=parse_mapping(options.env_config, "--env-config"),
+            checkpoint=options.checkpoint,
+            policy=options.policy,
+            num_episodes=options.episodes,
+            seed=options.seed,
+            explore=options.explore,
+            observations=options.observations,
+            overwrite=options.overwrite,
         )
 
 

@@ -96,7 +96,8 @@ def show(uri: str, summary: Summary) -> None:
     console.print(table)
     columns = Table(box=None, padding=(0, 2))
     for title in ("column", "shape", "dtype", "smallest", "largest", "missing"):
-        columns.add_column(title, justify="left" if title in ("column", "dtype") else "right")
+        left = title in ("column", "dtype")
+        columns.add_column(title, justify="left" if left else "right", overflow="fold")
     for column in summary.columns:
         columns.add_row(
             column.name,
@@ -135,7 +136,7 @@ def _lines(summary: Summary) -> list[tuple[str, str]]:
         ("actions at a bound", saturation),
         ("missing values", f"{summary.missing:,}" if summary.missing else "none"),
         ("next observations", "logged" if summary.has_next_observations else "not logged (derived)"),
-        ("memory", f"{summary.bytes_in_memory / 1e6:,.1f} MB when it trains"),
+        ("memory", f"{summary.bytes_in_memory / 1e6:,.3g} MB when it trains"),
     ]
     metadata = summary.metadata
     for name, value in {

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import ray
 import typer
-from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rllib_calql.cli.common import UserError, parse_mapping
-from rllib_calql.cli.experiments import algorithm_class, merged
+from rllib_calql.cli.episodes import check_spaces, environment_for, play, rows_of
+from rllib_calql.cli.experiments import algorithm_class
 from rllib_calql.cli.options import EvaluateOptions
-from rllib_calql.cli.policies import Act, Trained, restored
-from rllib_calql.envs.creation import make_env
+from rllib_calql.cli.policies import Trained, restored
 from rllib_calql.metrics import normalized_score
 
 
@@ -42,19 +39,15 @@ def run(options: EvaluateOptions) -> None:
         if others := sorted(changes.keys() - {"env", "env_config", "explore"}):
             raise UserError(f"--config: {others} cannot change a trained policy; env, env_config and explore can")
         trained = restored(Path(options.checkpoint).expanduser(), options.algo)
-    config = trained.config
-    for change in (config.get("evaluation_config") or {}, changes):
-        config = merged(config, {key: change[key] for key in ("env", "env_config") if key in change})
-    if not config.get("env"):
-        raise UserError("the checkpoint was made without an environment: name one with --env")
-
-    rendering = {"render_mode": "human"} if options.render else {}
-    env = make_env(config["env"], (config.get("env_config") or {}) | rendering)
-    if trained.calql and isinstance(trained.observation_space, gym.spaces.Box):
-        env = gym.wrappers.FlattenObservation(env)  # as CalQL's own runners on the new API stack
+    env = environment_for(trained, changes, {"render_mode": "human"} if options.render else {})
     try:
         check_spaces(env, trained)
-        episodes = list(play(env, trained.act, options, explore=bool(changes.get("explore", False))))
+        explore = bool(changes.get("explore", False))
+        limits = {"num_episodes": options.episodes, "num_steps": options.steps}
+        episodes = []
+        for episode in play(env, trained, **limits, seed=options.seed, explore=explore):
+            episodes.append(episode)
+            typer.echo(f"Episode {len(episodes)}: return {episode.get_return():.6g}, length {len(episode)}")
     finally:
         env.close()
     if not episodes:
@@ -81,44 +74,7 @@ def untrained(options: EvaluateOptions, config: dict[str, Any]) -> Trained:
         ray.shutdown()
 
 
-# ---- playing -----------------------------------------------------------------------------------------------
-
-
-def check_spaces(env: gym.Env, trained: Trained) -> None:
-    for what in ("observation_space", "action_space"):
-        has, needs = getattr(env, what), getattr(trained, what)
-        if type(has) is not type(needs) or has.shape != needs.shape:
-            raise UserError(f"the environment has {what} {has}, but the policy was made for {needs}")
-
-
-def play(env: gym.Env, act: Act, options: EvaluateOptions, explore: bool) -> Iterator[SingleAgentEpisode]:
-    """Whole episodes until the limit on episodes or steps; an episode that the limit cuts is not counted."""
-    steps = number = 0
-    while not (options.episodes and number >= options.episodes):
-        episode = SingleAgentEpisode(observation_space=env.observation_space, action_space=env.action_space)
-        observation, info = env.reset(seed=options.seed + number)
-        episode.add_env_reset(observation, info)
-        while not episode.is_done:
-            if options.steps and steps >= options.steps:
-                return
-            action, record = act(episode, explore)
-            seen = {"env_observations": observation, "env_actions": action}
-            observation, reward, terminated, truncated, info = env.step(action)
-            # Connectors may change the episode's own observations, and its actions are the policy's.
-            seen["env_next_observations"] = observation
-            episode.add_env_step(
-                observation,
-                record.pop(Columns.ACTIONS),
-                reward,
-                info,
-                terminated=terminated,
-                truncated=truncated,
-                extra_model_outputs=record | seen,
-            )
-            steps += 1
-        number += 1
-        typer.echo(f"Episode {number}: return {episode.get_return():.6g}, length {len(episode)}")
-        yield episode
+# ---- telling -----------------------------------------------------------------------------------------------
 
 
 def succeeded(episode: SingleAgentEpisode, reward_means_success: bool) -> bool | None:
@@ -157,21 +113,12 @@ def save(path: Path, episodes: list[SingleAgentEpisode], summary: dict[str, Any]
         path.write_text(json.dumps(summary, indent=2) + "\n")
         return
 
-    def column(name: str) -> Any:
-        return np.concatenate([episode.get_extra_model_outputs(name) for episode in episodes])
-
-    ends = np.concatenate([np.arange(len(episode)) == len(episode) - 1 for episode in episodes])
-    terminated = np.repeat([episode.is_terminated for episode in episodes], summary["lengths"]) & ends
-    columns = {
-        "observations": column("env_observations"),
-        "next_observations": column("env_next_observations"),
-        "actions": column("env_actions"),
-        "rewards": np.concatenate([episode.get_rewards() for episode in episodes]),
-        "terminated": terminated,
-        "truncated": ends & ~terminated,
-    }
-    if any(values.dtype == object for values in columns.values()):
+    parts = [rows_of(episode) for episode in episodes]
+    if not all(isinstance(column, np.ndarray) and column.dtype != object for column in vars(parts[0]).values()):
         raise UserError("--out FILE.npz needs observations and actions that are arrays; FILE.json does not")
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])
+    }
     if infos:
         steps = [info for episode in episodes for info in episode.get_infos()[1:]]
         columns["infos"] = np.array([json.dumps(info, default=_jsonable) for info in steps])

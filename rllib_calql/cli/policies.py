@@ -11,6 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from ray.rllib.connectors.agent.mean_std_filter import MeanStdObservationFilterAgentConnector
 from ray.rllib.connectors.agent.obs_preproc import ObsPreprocessorConnector
 from ray.rllib.connectors.env_to_module import EnvToModulePipeline
@@ -51,6 +52,7 @@ class Trained:
     action_space: gym.Space
     calql: CalQLUpdate | CalQLTorchRLModule | None = None  # CalQL's networks; None of other algorithms
     score_range: tuple[float, float] | None = None  # episode returns that score 0 and 1, as the run knew them
+    begin_episode: Callable[[int], object] = torch.manual_seed  # starts the exploration of an episode by its seed
 
 
 def restored(checkpoint: Path, algo: str | None = None) -> Trained:
@@ -102,8 +104,16 @@ def _old_stack(checkpoint: Path) -> Trained:
 
     # A preprocessed space (one-hot, flattened) remembers what it was made from.
     observation_space = getattr(policy.observation_space, "original_space", policy.observation_space)
-    networks = policy.update if isinstance(policy, CalQLTorchPolicy) else None
-    return Trained(act, policy.config, observation_space, policy.action_space, networks)
+    if not isinstance(policy, CalQLTorchPolicy):
+        return Trained(act, policy.config, observation_space, policy.action_space)
+    return Trained(
+        act,
+        policy.config,
+        observation_space,
+        policy.action_space,
+        policy.update,
+        begin_episode=policy.begin_episode,
+    )
 
 
 def _new_stack(checkpoint: Path) -> Trained:
@@ -119,7 +129,14 @@ def _new_stack(checkpoint: Path) -> Trained:
             action = module.act(episode.get_observations(-1), explore)
             return action, {Columns.ACTIONS: action}
 
-        return Trained(act_alone, config, module.observation_space, module.action_space, module)
+        return Trained(
+            act_alone,
+            config,
+            module.observation_space,
+            module.action_space,
+            module,
+            begin_episode=lambda seed: module.begin_episode(0, seed),
+        )
     runner = checkpoint / COMPONENT_ENV_RUNNER
     to_module = EnvToModulePipeline.from_checkpoint(str(runner / COMPONENT_ENV_TO_MODULE_CONNECTOR))
     to_env = ModuleToEnvPipeline.from_checkpoint(str(runner / COMPONENT_MODULE_TO_ENV_CONNECTOR))

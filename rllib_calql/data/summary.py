@@ -104,7 +104,7 @@ def summarise(source: Source, progress: Callable[[int], object] = lambda rows: N
 
     Args:
         source: what to read.
-        progress: called with each chunk's number of rows once it is read.
+        progress: called with the number of rows read so far.
 
     Raises:
         DatasetError: there are no rows, or they cannot be read.
@@ -114,7 +114,7 @@ def summarise(source: Source, progress: Callable[[int], object] = lambda rows: N
         if len(rows):
             gathering = gathering or _Gathering(rows, source.metadata)
             gathering.add(rows)
-        progress(len(rows))
+            progress(gathering.num_rows)
     if gathering is None:
         raise DatasetError("the dataset is empty: it has no rows")
     return gathering.result()

@@ -68,7 +68,8 @@ def _columns(blocks: Iterator[Block]) -> Iterator[tuple[dict[str, np.ndarray], i
 
 def _with_following(block: Block, successor: Block | None) -> tuple[dict[str, np.ndarray], int | None]:
     observations, after = block.observations, (successor or block).observations
-    assert isinstance(observations, np.ndarray) and isinstance(after, np.ndarray)  # flattened
+    assert isinstance(observations, np.ndarray)  # flattened
+    assert isinstance(after, np.ndarray)
     following = np.empty_like(observations)
     following[:-1] = observations[1:]
     following[-1] = after[0]  # without a successor, rows after the last end are cut off again
