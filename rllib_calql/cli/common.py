@@ -3,6 +3,7 @@
 import inspect
 import re
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -115,12 +116,50 @@ def plain_errors(options: DebugOptions) -> Iterator[None]:
 
 @contextmanager
 def counting(what: str, total: int | None, unit: str = "rows") -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal's standard error; gives the function that is told how many are done."""
+    """A progress bar on a terminal's standard error; gives the function that is told how many are done.
+
+    Ctrl-C and SIGTERM stop the block where that function is called: h5py and others swallow what a signal raises
+    in the middle of their work. A second one is raised at once.
+    """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn(unit), console=console, disable=not console.is_terminal) as bar:
+    with (
+        _signals_noted() as noted,
+        Progress(*columns, TextColumn(unit), console=console, disable=not console.is_terminal) as bar,
+    ):
         task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)
+
+        def told(done: int) -> None:
+            bar.update(task, completed=done)
+            if noted:
+                raise _stop(noted[0])
+
+        yield told
+
+
+@contextmanager
+def _signals_noted() -> Iterator[list[int]]:
+    """The first signal that would end the process is noted in the list instead."""
+    noted: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if noted:
+            raise _stop(number)
+        noted.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield noted
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
 
 
 @contextmanager
@@ -143,7 +182,7 @@ def plain_warnings() -> Iterator[None]:
 def stop_on_sigterm() -> None:
     """Lets a terminated command clean up, as an interrupted one does."""
 
-    def stop(*_: object) -> NoReturn:
-        raise SystemExit(128 + signal.SIGTERM)
+    def stop(number: int, frame: object) -> NoReturn:
+        raise _stop(number)
 
     signal.signal(signal.SIGTERM, stop)

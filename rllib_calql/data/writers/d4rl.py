@@ -15,8 +15,8 @@ from rllib_calql.data.columns import row_bytes
 from rllib_calql.data.rows import Source
 from rllib_calql.data.spaces import METADATA, metadata_to_json
 
-# Columns grow in pieces of about so many bytes.
-_PIECE = 1 << 20
+# Columns grow in pieces of about so many bytes; HDF5 takes whole ones from the disk.
+_PIECE = 1 << 18
 
 
 def write(
@@ -33,7 +33,7 @@ def write(
             file.attrs[METADATA] = json.dumps(metadata_to_json(source.metadata))
             for columns, last_end in _columns(clean_blocks(source)):
                 file.flush()
-                check_room(partial, sum(column.nbytes for column in columns.values()))
+                check_room(partial, sum(column.nbytes + _PIECE for column in columns.values()))
                 for name, column in columns.items():
                     _append(file, name, column)
                 if last_end is not None:
@@ -58,7 +58,7 @@ def _append(file: h5py.File, name: str, rows: np.ndarray) -> None:
 def _columns(blocks: Iterator[Block]) -> Iterator[tuple[dict[str, np.ndarray], int | None]]:
     """D4RL's columns of each block, and the last row in it that ends an episode."""
     present: Block | None = None
-    for block in blocks:
+    for block in filter(len, blocks):
         if present is not None:
             yield _with_following(present, block)
         present = block
@@ -67,7 +67,7 @@ def _columns(blocks: Iterator[Block]) -> Iterator[tuple[dict[str, np.ndarray], i
 
 
 def _with_following(block: Block, successor: Block | None) -> tuple[dict[str, np.ndarray], int | None]:
-    observations, after = block.observations, (successor or block).observations
+    observations, after = block.observations, (block if successor is None else successor).observations
     assert isinstance(observations, np.ndarray)  # flattened
     assert isinstance(after, np.ndarray)
     following = np.empty_like(observations)
