@@ -344,7 +344,7 @@ def test_input_reader_feeds_plain_rllib() -> None:
     ("input_", "message"),
     [
         ("nowhere.hdf5", "nowhere.hdf5"),
-        ("data.xyz", "do not know how to open"),
+        ("data.xyz", "there is nothing at data.xyz: check the path"),
     ],
 )
 def test_data_that_cannot_be_opened(input_: str, message: str, pendulum_data: Transitions) -> None:

@@ -14,7 +14,9 @@ import pytest
 import ray
 from gymnasium.envs.classic_control import PendulumEnv
 from ray.rllib.algorithms.ppo import PPOConfig
+from typer.testing import CliRunner
 
+from rllib_calql.cli.calql import app
 from rllib_calql.data import DatasetError, Transitions, open_dataset
 from rllib_calql.data.sources import open_source
 
@@ -153,6 +155,15 @@ def test_repeated_steps_are_read_once(
     files = sorted(folder.glob("**/*.parquet"))
     pq.write_table(pq.ParquetDataset(files).read(), tmp_path / "all.parquet")
     assert_holds(open_dataset(tmp_path / "all.parquet"), episodes)
+
+
+def test_a_log_fits_its_environment(written: Callable[[str], tuple[Path, Any]]) -> None:
+    """Its actions are brought to the environment's bounds before they are replayed."""
+    folder, _ = written("episodes")
+    printed = CliRunner().invoke(app, ["data", "check", str(folder), "--env", "Pendulum-v1"]).stdout
+    assert "(100.0%) go as logged" in printed
+    assert "actions are taken as normalised to [-1, 1]" in printed
+    assert "leave the environment's bounds" not in printed
 
 
 def test_damaged_files(written: Callable[[str], tuple[Path, Any]], tmp_path: Path) -> None:

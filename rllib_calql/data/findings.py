@@ -60,7 +60,14 @@ def same_shapes(summary: Summary, env: gym.Env) -> bool:
 
 def space_findings(summary: Summary, env: gym.Env) -> Iterator[Finding]:
     """Whether rows are such as the environment gives and takes."""
-    for what, space in (("observation", env.observation_space), ("action", env.action_space)):
+    actions = env.action_space
+    if summary.metadata.actions_normalized and isinstance(actions, Box):
+        yield Finding(
+            "note", "actions are taken as normalised to [-1, 1], as RLlib logs them before it clips them"
+        )
+        numbers = [number for column in _columns(summary, "action") for number in (*column.low, *column.high)]
+        actions = Box(min(-1.0, *numbers), max(1.0, *numbers), actions.shape)
+    for what, space in (("observation", env.observation_space), ("action", actions)):
         yield from _space_findings(what, _columns(summary, what), space)
     limit = getattr(env.spec, "max_episode_steps", None)
     if limit is not None and summary.num_episodes and (longest := int(summary.lengths.max())) > limit:

@@ -42,17 +42,19 @@ def logged_steps(source: Source, num_rows: int, count: int, env: gym.Env) -> lis
     """
     wanted = np.unique(np.linspace(0, max(num_rows - 2, 0), count).astype(int))
     numbers, steps, start = [], [], 0
+    normalized = source.metadata.actions_normalized and isinstance(env.action_space, gym.spaces.Box)
     for rows in source.chunks():
         for row in wanted[(wanted >= start) & (wanted < start + len(rows))] - start:
             following, at = (rows.next_observations, row) if rows.next_observations is not None else (None, -1)
             if following is None and row + 1 < len(rows) and not (rows.terminated[row] or rows.truncated[row]):
                 following, at = rows.observations, row + 1
             if following is not None:
+                action = _taken(rows.actions, row, env.action_space)
                 numbers.append(start + int(row))
                 steps.append(
                     Step(
                         observation=_taken(rows.observations, row, env.observation_space),
-                        action=_taken(rows.actions, row, env.action_space),
+                        action=_scaled(action, env.action_space) if normalized else action,
                         reward=float(rows.rewards[row]),
                         next_observation=_taken(following, at, env.observation_space),
                     )
@@ -70,6 +72,12 @@ def _taken(column: Tree, row: int, space: gym.Space) -> Any:
         return value
     flat = np.concatenate([np.ravel(leaf) for leaf in tree.flatten(value)])
     return gym.spaces.unflatten(space, flat) if nested else flat
+
+
+def _scaled(action: np.ndarray, space: gym.spaces.Box) -> np.ndarray:
+    """An action of [-1, 1], clipped to it, in the bounds of the environment."""
+    share = (np.clip(action, -1.0, 1.0).reshape(space.shape) + 1.0) / 2.0
+    return (space.low + share * (space.high - space.low)).astype(space.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import inspect
 from collections.abc import Mapping
 from importlib import import_module
@@ -174,4 +175,6 @@ def _reader(uri: str) -> tuple[str, str]:
                     return reader, str(path)
         elif path.suffix.lower() in _SUFFIXES:
             return _SUFFIXES[path.suffix.lower()], str(path)
+        elif not path.exists() and not glob.has_magic(uri):
+            raise DatasetError(f"there is nothing at {path}: check the path; understood are {UNDERSTOOD}")
     raise DatasetError(f"do not know how to open {uri!r}: understood are {UNDERSTOOD}")
