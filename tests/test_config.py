@@ -402,7 +402,8 @@ def test_other_spellings_of_the_same_thing_name_what_to_use(settings: dict[str, 
 def test_superseded_settings_exist_in_rllib() -> None:
     """A renamed setting of RLlib would make the refusal fail for everybody."""
     refused = SUPERSEDED.keys() | NEW_STACK_REFUSES.keys() | POLICY_STACK_REFUSES.keys()
-    assert refused <= vars(CalQLConfig()).keys()
+    newer = {"custom_resources_per_learner"}  # than the oldest supported Ray
+    assert refused - newer <= vars(CalQLConfig()).keys()
 
 
 def test_phases_need_what_they_use() -> None:
