@@ -25,6 +25,7 @@ class Settings(TypedDict):
     num_critics: int
     precision: str
     device: str
+    tf32: bool  # on a GPU
     threads: int
 
 
@@ -33,18 +34,14 @@ def settings() -> Settings:
     return json.loads(sys.argv[1])
 
 
-def serve(step: Callable[[], object], wait: Callable[[], object] = lambda: None) -> None:
-    """Answers requests until the input ends; `wait` returns when the device has finished."""
+def serve(run: Callable[[int], object]) -> None:
+    """Answers requests until the input ends; `run` makes so many steps and waits for the device."""
     # Libraries print to standard output; the answers have it for themselves.
     answers, sys.stdout = sys.stdout, sys.stderr
-    for _ in range(3):
-        step()
-    wait()
+    run(3)
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
-        for _ in range(int(line)):
-            step()
-        wait()
+        run(int(line))
         times = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
         print(json.dumps(times), file=answers, flush=True)

@@ -18,6 +18,7 @@ def main() -> None:
 
     config = settings()
     torch.set_num_threads(config["threads"])
+    torch.set_float32_matmul_precision("high" if config["tf32"] else "highest")
     if config["precision"] != "float32":
         raise SystemExit("d3rlpy has float32 only")
     algo = d3rlpy.algos.CalQLConfig(
@@ -49,8 +50,14 @@ def main() -> None:
         intervals=torch.ones(size, 1),
         device=config["device"],
     )
-    wait = torch.cuda.synchronize if config["device"] == "cuda" else lambda: None
-    serve(lambda: algo.impl.update(batch, 0), wait)
+
+    def run(steps: int) -> None:
+        for step in range(steps):
+            algo.impl.update(batch, step)
+        if config["device"] == "cuda":
+            torch.cuda.synchronize()
+
+    serve(run)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import torch
 
 from benchmarks.contestant import Settings, serve, settings
+from benchmarks.train_speed import random_rows
 from rllib_calql.core import CalQLUpdate, UpdateConfig
+from rllib_calql.core.graphs import DeviceSteps
+from rllib_calql.data.prepare import Preparation
+from rllib_calql.data.replay import MixedReplay
+from rllib_calql.data.resident import ResidentReplay
 
 
 def random_batch(config: Settings) -> dict[str, np.ndarray]:
@@ -36,9 +43,23 @@ def main() -> None:
         precision=config["precision"],  # type: ignore[arg-type]
     )
     update = CalQLUpdate(config["obs_dim"], config["act_dim"], form, config["device"], seed=0)
-    batch = random_batch(config)
-    wait = torch.cuda.synchronize if config["device"] == "cuda" else lambda: None
-    serve(lambda: update.step(update.to_tensors(batch)), wait)
+    if config["device"] == "cpu":
+        batch = random_batch(config)
+        serve(lambda steps: update.run(lambda: batch, steps))
+        return
+    # As in training there: rows on the device, batches drawn there; `eager` launches every kernel by itself.
+    rows = Preparation()(random_rows(100_000, config["obs_dim"], config["act_dim"]))
+    replay = MixedReplay(rows, 1000, 0.5, 0, config["obs_dim"], config["act_dim"])
+    resident = ResidentReplay(replay, config["batch_size"], config["device"])
+    resident.refresh(online=False)
+    torch.set_float32_matmul_precision("high" if config["tf32"] else "highest")
+
+    def eagerly(steps: int) -> None:
+        for _ in range(steps):
+            update.step(resident.draw(update.generator))
+        torch.cuda.synchronize()
+
+    serve(eagerly if "eager" in sys.argv[2:] else DeviceSteps(update, resident).run)
 
 
 if __name__ == "__main__":

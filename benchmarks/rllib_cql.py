@@ -59,12 +59,17 @@ def main() -> None:
         from ray.rllib.algorithms.cql.cql_torch_policy import CQLTorchPolicy
 
         policy = CQLTorchPolicy(observation_space, action_space, cql.to_dict())
-        serve(lambda: policy.learn_on_batch(batch))
+        serve(lambda steps: [policy.learn_on_batch(batch) for _ in range(steps)])
         return
     cql.rl_module(model_config={"fcnet_hiddens": config["critic"], "fcnet_activation": "relu", "twin_q": True})
     learner = cql.build_learner(spaces={DEFAULT_MODULE_ID: (observation_space, action_space)})
     rows = config["batch_size"]
-    serve(lambda: learner.update(batch=MultiAgentBatch({DEFAULT_MODULE_ID: batch}, rows)))
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            learner.update(batch=MultiAgentBatch({DEFAULT_MODULE_ID: batch}, rows))
+
+    serve(run)
 
 
 if __name__ == "__main__":

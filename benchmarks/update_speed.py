@@ -92,12 +92,16 @@ def contestants(options: argparse.Namespace) -> list[Contestant]:
         "num_critics": options.num_critics,
         "precision": "float32",
         "device": options.device,
+        "tf32": options.tf32,
         "threads": options.threads,
     }
     found = []
     for precision in options.precision:
         command = [sys.executable, "-m", "benchmarks.ours"]
         found.append(Contestant(f"ours {precision}", command, {**settings, "precision": precision}))
+    if options.device == "cuda":
+        command = [sys.executable, "-m", "benchmarks.ours", "eager"]
+        found.append(Contestant("ours float32, eager", command, settings))
     if not options.only_ours and options.device == "cpu" and options.num_critics == 2:
         for stack in ("old", "new"):
             command = [sys.executable, "-m", "benchmarks.rllib_cql", stack]
@@ -149,6 +153,7 @@ def main() -> None:
     parser.add_argument("--num-critics", type=int, default=2)
     parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"], help="ours; both by default")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--tf32", action="store_true", help="TensorFloat-32 products on a GPU, for all")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--d3rlpy-python", help="the Python of an environment with torch and d3rlpy")
     parser.add_argument("--rival", action="append", default=[], metavar="NAME=COMMAND", help="see above")
