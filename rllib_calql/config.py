@@ -524,8 +524,8 @@ class CalQLConfig(CQLConfig):
         for given in inputs:
             if not (isinstance(given, (str, Path, Transitions)) or callable(given)):
                 raise ValueError(
-                    "input_ must be a path, a URI, Transitions, a function that returns them, or a list of these, "
-                    f"not {type(given).__name__}"
+                    "input_ must be a path, a URI, Transitions (of a dict of arrays: open_dataset(arrays)), a "
+                    f"function that returns them, or a list of these, not {type(given).__name__}"
                 )
 
 
