@@ -126,6 +126,26 @@ def d4rl(folder: Path, episodes: list[Episode], with_next: bool, rng: np.random.
     return folder / "a.hdf5", {}
 
 
+def npz(folder: Path, episodes: list[Episode], with_next: bool, rng: np.random.Generator) -> Opened:
+    np.savez_compressed(folder / "a.npz", **columns(episodes, with_next))  # type: ignore[arg-type]
+    return folder / "a.npz", {}
+
+
+def pickled(folder: Path, episodes: list[Episode], with_next: bool, rng: np.random.Generator) -> Opened:
+    """Trajectories, as in the official Adroit sets."""
+    trajectories = [
+        {
+            "observations": episode.observations[: len(episode) + with_next],
+            "actions": episode.actions,
+            "rewards": episode.rewards,
+            "terminals": np.arange(1, len(episode) + 1) == len(episode) * episode.terminated,
+        }
+        for episode in episodes
+    ]
+    np.save(folder / "a.npy", np.array(trajectories, dtype=object), allow_pickle=True)
+    return folder / "a.npy", {"allow_pickle": True}
+
+
 def parquet_lists(folder: Path, episodes: list[Episode], with_next: bool, rng: np.random.Generator) -> Opened:
     table = pa.table({name: lists(column) for name, column in columns(episodes, with_next).items()})
     pq.write_table(table, folder / "a.parquet", row_group_size=int(rng.integers(1, 5)))
@@ -298,6 +318,8 @@ def own(folder: Path, episodes: list[Episode], with_next: bool, rng: np.random.G
 # Formats that can leave next observations out, and those that always have them.
 FORMATS: dict[str, Writer] = {
     "D4RL": d4rl,
+    "npz": npz,
+    "pickled trajectories": pickled,
     "Parquet, lists": parquet_lists,
     "Parquet, an episode per row": parquet_episodes,
     "Parquet, numbers in parts": parquet_parts,
