@@ -69,7 +69,8 @@ def test_calql_command_imports_ray_when_it_needs_it() -> None:
     lines = [
         "import sys",
         "sys.argv = ['/somewhere/bin/calql']",
-        "import rllib_calql.cli.calql, rllib_calql.data.sources.d4rl",
+        "import rllib_calql.cli.calql",
+        "from rllib_calql.cli import data_check, data_convert, data_info",
         "print(*{'ray', 'torch'} & sys.modules.keys())",
         "rllib_calql.CalQLConfig",
         "from ray.tune.registry import get_trainable_cls",

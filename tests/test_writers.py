@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import resource
 import signal
 import subprocess
@@ -16,7 +17,9 @@ import h5py
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
+from typer.testing import CliRunner
 
+from rllib_calql.cli.calql import app
 from rllib_calql.data import DatasetError, DatasetWarning, Transitions, open_dataset, open_source
 from rllib_calql.data.rows import Metadata, Rows
 from rllib_calql.data.writers import write_to
@@ -244,3 +247,18 @@ def test_a_conversion_that_is_stopped_leaves_no_dataset(
     write_to(destination, Endless(2, num_rows=10))  # what a killed process left is no hindrance
     assert len(open_dataset(destination)) == 20
     assert not [name for name in left(tmp_path) if ".partial" in name or ".lock" in name]
+
+
+def test_pickles_are_converted_only_when_asked_for(tmp_path: Path) -> None:
+    trajectory = {**COLUMNS, "terminals": flags(N, N - 1)}
+    path = tmp_path / "demonstrations.pkl"
+    path.write_bytes(
+        pickle.dumps({name: trajectory[name] for name in ("observations", "actions", "rewards", "terminals")})
+    )
+    refused = CliRunner().invoke(app, ["data", "convert", str(path), str(tmp_path / "data")])
+    assert refused.exit_code == 1
+    assert "allow_pickle" in refused.stderr
+    done = CliRunner().invoke(app, ["data", "convert", str(path), str(tmp_path / "data"), "--allow-pickle"])
+    assert done.exit_code == 0, done.stderr
+    assert "an unpickler that makes numpy arrays" in done.stderr
+    np.testing.assert_array_equal(open_dataset(tmp_path / "data").rewards, COLUMNS["rewards"])
