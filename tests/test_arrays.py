@@ -205,6 +205,7 @@ def npy(shape: tuple[int, ...], content: bytes, version: bytes = b"\x01\x00", de
         (npy((N, 3), b"", descr="'O'"), "observations.npy holds Python objects"),
         (npy((N, 3), b"", version=b"\x03\x00"), "observations.npy is an array of records"),
         (npy((N, 3), b"", descr="__import__('os').system('true')"), "cannot be read as a .npz file"),
+        (npy((N, 3), b"", descr="'<f4', ("), "cannot be read as a .npz file"),
         (b"not numpy", "cannot be read as a .npz file"),
         (b"", "cannot be read as a .npz file"),
     ],

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from rllib_calql.data import DatasetError, open_source
+from rllib_calql.data import DatasetError, open_dataset, open_source
 from tests.minari_sets import FORMATS, minari, read, record
 
 
@@ -91,6 +91,13 @@ def test_no_recorded_code_runs(copy: Callable[[str], Path]) -> None:
     change_metadata(folder, observation_space=None)
     refused(folder, "metadata.json has no observation_space")
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("total_steps", [10**13, 10**30])
+def test_an_absurd_number_of_steps_is_not_believed(copy: Callable[[str], Path], total_steps: int) -> None:
+    folder = copy("hdf5")
+    change_metadata(folder, total_steps=total_steps)
+    assert len(open_dataset(folder.parent)) == 30
 
 
 def test_not_json(copy: Callable[[str], Path]) -> None:

@@ -210,3 +210,29 @@ def test_pickle_permission_is_for_logs(tmp_path: Path) -> None:
     )
     with pytest.raises(DatasetError, match="is no log of RLlib and holds no pickles: leave out allow_pickle"):
         open_dataset(tmp_path, allow_pickle=True)
+
+
+def test_absurd_lines(tmp_path: Path) -> None:
+    """Sizes and numbers that the libraries report in their own ways."""
+    path = tmp_path / "log.json"
+    frame = lz4.frame.compress(pickle.dumps(np.zeros((5, 1))))
+    claims = frame[:6] + (10**13).to_bytes(8, "little")
+    frames = (claims + bytes([checksum]) + frame[15:] for checksum in range(256))
+    (claiming,) = [claim for claim in frames if _is_frame(claim)]
+    write(path, batch(obs=base64.b64encode(claiming).decode()))
+    with pytest.raises(DatasetError, match=r"log\.json, line 1: column 'obs' is damaged: it claims to be larger"):
+        open_dataset(path, allow_pickle=True)
+    path.write_text('{"type": "SampleBatch", "obs": ' + "1" * 5000 + "}\n")
+    with pytest.raises(DatasetError, match=r"log\.json, line 1: Exceeds the limit"):
+        open_dataset(path)
+    write(path, rows(0, 3), {**rows(3, 5), "obs": [[[1.0]], [[2.0]]], "new_obs": [[[1.0]], [[2.0]]]})
+    with pytest.raises(DatasetError, match=r"log\.json: steps have different columns or shapes"):
+        open_dataset(path)
+
+
+def _is_frame(data: bytes) -> bool:
+    try:
+        lz4.frame.get_frame_info(data)
+    except RuntimeError:  # another checksum
+        return False
+    return True

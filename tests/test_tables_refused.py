@@ -142,3 +142,25 @@ def test_folder_of_several_kinds(tmp_path: Path) -> None:
     pa.feather.write_feather(pa.table(columns()), tmp_path / "a.feather")
     with pytest.raises(DatasetError, match=r"several kinds \(.feather, .parquet\): name one kind with a glob"):
         open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["column", "entry", "id"])
+def test_damaged_text(tmp_path: Path, place: str) -> None:
+    """Names and ids that are no UTF-8."""
+    entry = pa.StructArray.from_arrays([pa.array([[1.0]] * 4)], ["NAMEentry"])
+    columns = {
+        "observations": entry,
+        "actions": pa.array([[0.5]] * 4),
+        "rewards": pa.array([0.0] * 4),
+        "episode_id": pa.array(["NAMEid"] * 4),
+        "NAMEcolumn": pa.array([0] * 4),
+    }
+    path = tmp_path / "data.arrow"
+    table = pa.table(columns)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    content = path.read_bytes()
+    assert f"NAME{place}".encode() in content
+    path.write_bytes(content.replace(f"NAME{place}".encode(), b"\xff" * 4 + place.encode()))
+    with pytest.raises(DatasetError, match=r"data\.arrow"):
+        open_dataset(path)

@@ -56,7 +56,10 @@ class _Growing:
     """A column of unknown length. Resizing in place moves pages, not rows."""
 
     def __init__(self, first: np.ndarray, expected_rows: int) -> None:
-        self._rows = np.empty((max(expected_rows, len(first)), *first.shape[1:]), first.dtype)
+        try:
+            self._rows = np.empty((max(expected_rows, len(first)), *first.shape[1:]), first.dtype)
+        except (MemoryError, ValueError):  # what a dataset says of itself may be absurd
+            self._rows = np.empty_like(first)
         self._size = 0
         self.append(first)
 

@@ -10,6 +10,8 @@ import gymnasium as gym
 import numpy as np
 import tree
 
+from rllib_calql.data.errors import DatasetError
+
 # A column: leaves of shape (n, ...), nested as gymnasium's Dict and Tuple spaces nest them.
 Tree: TypeAlias = "np.ndarray | Mapping[str, Tree] | tuple[Tree, ...]"
 
@@ -101,9 +103,12 @@ def join(parts: Sequence[Rows]) -> Rows:
     if len(parts) == 1:
         return parts[0]
     columns = [vars(part) for part in parts]
-    return Rows(
-        **tree.map_structure(lambda *leaves: None if leaves[0] is None else np.concatenate(leaves), *columns)
-    )
+    try:
+        return Rows(
+            **tree.map_structure(lambda *leaves: None if leaves[0] is None else np.concatenate(leaves), *columns)
+        )
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"steps have different columns or shapes: {error}") from error
 
 
 def gather(chunks: Iterator[Rows]) -> Iterator[Rows]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, overload
@@ -93,7 +94,8 @@ def open_source(uri: str | Path | Mapping[str, Any] | Source, **options: Any) ->
         raise DatasetError(
             f"unknown option {', '.join(unknown)} for {what}: it takes {', '.join(known) or 'none'}"
         )
-    return reader(target, **options)
+    with _naming(uri):
+        return reader(target, **options)
 
 
 @overload
@@ -144,10 +146,17 @@ def open_dataset(
         observations != "flatten" or isinstance(source.observations, np.ndarray)
     ):
         return source
-    try:
+    with _naming(uri):
         return Transitions.from_source(source, observations or "flatten")
+
+
+@contextmanager
+def _naming(uri: Any) -> Iterator[None]:
+    """Errors say which dataset is wrong, where they do not yet."""
+    try:
+        yield
     except DatasetError as error:
-        if not isinstance(uri, (str, Path)) or str(uri) in str(error):
+        if not isinstance(uri, (str, Path)) or str(Path(uri).expanduser()) in str(error) or str(uri) in str(error):
             raise
         raise DatasetError(f"{uri}: {error}") from error
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -63,7 +64,7 @@ class NpzFile:
                 yield archive
         except DatasetError as error:
             raise DatasetError(f"{self.path}: {error}") from error
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, TokenError) as error:
             raise DatasetError(f"{self.path} cannot be read as a .npz file (is it complete?): {error}") from error
 
 

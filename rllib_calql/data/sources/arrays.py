@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -219,6 +220,6 @@ def _unpickled(path: Path, allow_pickle: bool) -> Any:
             content = unpickle(file)
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TokenError) as error:
         raise DatasetError(f"{path} cannot be read as a .npy file (is it complete?): {error}") from error
     return content.item() if isinstance(content, np.ndarray) and content.shape == () else content

@@ -51,7 +51,7 @@ def _reading(path: Path) -> Iterator[bytes]:
                 "Parquet"
             )
         yield magic
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DatasetError(
             f"{path} cannot be read as a Parquet or Arrow file (is it complete?): {message}"
@@ -67,11 +67,24 @@ def read_schema(path: Path) -> tuple[pa.Schema, int | None]:
     with _reading(path) as magic:
         if magic.startswith(b"PAR1"):
             with pq.ParquetFile(path) as parquet:
-                return parquet.schema_arrow, parquet.metadata.num_rows
-        with pa.memory_map(str(path)) as memory:
-            if magic.startswith(b"ARROW1"):
-                return pa.ipc.open_file(memory).schema, None
-            return pa.ipc.open_stream(memory).schema, None
+                schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
+        else:
+            with pa.memory_map(str(path)) as memory:
+                opened = pa.ipc.open_file if magic.startswith(b"ARROW1") else pa.ipc.open_stream
+                schema, num_rows = opened(memory).schema, None
+        for index in range(len(schema)):
+            _decode_names(schema.field(index))
+        return schema, num_rows
+
+
+def _decode_names(field: pa.Field) -> None:
+    """Damaged names fail when they are looked at: here."""
+    kind = field.type
+    if field.name and pa.types.is_struct(kind):
+        for index in range(kind.num_fields):
+            _decode_names(kind.field(index))
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        _decode_names(kind.value_field)
 
 
 def batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:

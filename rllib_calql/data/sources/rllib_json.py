@@ -23,6 +23,7 @@ from rllib_calql.data.unpickle import check_numbers, unpickle
 
 # The columns that are read, where they are there: these, and others of one number per row.
 _VECTORS = ("obs", "actions", "new_obs")
+_MAX_COMPRESSION = 255  # that of lz4
 _READ = (*_VECTORS, "rewards", "terminateds", "truncateds", "dones", "eps_id", "agent_index", "t")
 
 
@@ -54,7 +55,7 @@ class Reader:
                             DatasetWarning,
                             stacklevel=2,
                         )
-                    except (DatasetError, UnicodeDecodeError, RecursionError) as error:
+                    except (ValueError, RecursionError) as error:  # what json says of absurd numbers too
                         raise DatasetError(f"{path}, line {number}: {error}") from error
 
     def _line(self, line: bytes) -> Iterator[Fragment]:
@@ -124,7 +125,10 @@ def unpack(text: str, name: str, allow_pickle: bool) -> Tree:
             "arrays and builtin types only and runs nothing else; or write logs with output_compress_columns=[]"
         )
     try:
-        data = lz4.frame.decompress(base64.b64decode(text, validate=True))
+        packed = base64.b64decode(text, validate=True)
+        if lz4.frame.get_frame_info(packed)["content_size"] > _MAX_COMPRESSION * len(packed):
+            raise ValueError("it claims to be larger than it can be")
+        data = lz4.frame.decompress(packed)
     except (binascii.Error, ValueError, RuntimeError) as error:
         raise DatasetError(f"column {name!r} is damaged: {error}") from error
     try:

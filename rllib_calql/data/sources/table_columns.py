@@ -203,9 +203,12 @@ class TableBatch:
         column = self.batch.column(name)
         if column.null_count:
             raise self.error(name, "is null", int(np.argmax(column.is_null().to_numpy(zero_copy_only=False))))
-        result = np.asarray(column.to_numpy(zero_copy_only=False))
-        if isinstance(column, pa.DictionaryArray):
-            result = np.asarray(column.dictionary_decode().to_numpy(zero_copy_only=False))
+        try:
+            column.validate(full=True)
+            plain = column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
+            result = np.asarray(plain.to_numpy(zero_copy_only=False))
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            raise self.error(name, f"is damaged: {error}") from error
         if result.ndim != 1 or (len(result) and isinstance(result[0], (np.ndarray, list, dict))):
             raise self.error(name, f"must be one id per row, not {column.type}")
         return result
