@@ -23,6 +23,7 @@ from rllib_calql.dataset import (
     check_capacity,
     check_environment,
     observation_statistics,
+    on_this_node,
     open_offline_data,
     reference,
     without_rows,
@@ -68,8 +69,8 @@ class CalQL(Checkpoints, CQL):
 
     def setup(self, config: AlgorithmConfig) -> None:
         """Builds runners and networks (RLlib), then opens the dataset and checks that it fits."""
-        given = self.config
-        self.config = without_rows(given)
+        given = on_this_node(self.config)  # before runners take the CPUs that Ray Data reads with
+        self.config = without_rows(self.config)
         super().setup(config)
         self.summary = RunSummary()
         self.stack = LearnerStack(self) if config.enable_rl_module_and_learner else PolicyStack(self)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from ray.data import Dataset
 from ray.rllib.algorithms.algorithm_config import NotProvided
 from ray.rllib.algorithms.cql import CQLConfig
 from ray.rllib.core.learner.learner import Learner
@@ -315,7 +316,7 @@ class CalQLConfig(CQLConfig):
     def offline_data(
         self,
         *,
-        input_: str | Path | Transitions | Callable[[], Transitions] | Sequence[Any] = NotProvided,
+        input_: str | Path | Transitions | Dataset | Callable[[], Any] | Sequence[Any] = NotProvided,
         input_config: Mapping[str, Any] = NotProvided,
         **kwargs: Any,
     ) -> Self:
@@ -323,7 +324,8 @@ class CalQLConfig(CQLConfig):
 
         Args:
             input_: What `open_dataset` opens: `d4rl://NAME`, `pointmaze://NAME` or a file; or `Transitions`,
-                or a function without arguments that returns them. Or several: a list of such, whose rows are
+                or a Ray Dataset (`ray_data.stream` says what becomes of it); or a function without arguments that
+                returns one of these. Or several: a list of such, whose rows are
                 all as likely, or of `{"input": ..., "weight": 2.0}`, whose rows are drawn in proportion to the
                 weights (`Mixture` has the rule); further keys are options of that dataset's reader.
             input_config: Options of the reader (`open_dataset`'s keywords), and `actions_normalized=True`
@@ -518,14 +520,18 @@ class CalQLConfig(CQLConfig):
         for name in ("normalize_observations", "normalize_reward"):
             if not has_data and getattr(self, name):
                 raise ValueError(f"{name} takes its figures from the offline data, and there are none")
+        kinds: tuple[type, ...] = (str, Path, Transitions)
         inputs = [self.input_]
         if isinstance(self.input_, (list, tuple)):
             inputs = [entry.input for entry in entries_of(self.input_)]
+        else:
+            kinds += (Dataset,)
         for given in inputs:
-            if not (isinstance(given, (str, Path, Transitions)) or callable(given)):
+            if not (isinstance(given, kinds) or callable(given)):
                 raise ValueError(
-                    "input_ must be a path, a URI, Transitions (of a dict of arrays: open_dataset(arrays)), a "
-                    f"function that returns them, or a list of these, not {type(given).__name__}"
+                    "input_ must be a path, a URI, Transitions (of a dict of arrays: open_dataset(arrays)), a Ray "
+                    "Dataset, a function that returns one of these, or a list of these (of Ray Datasets: "
+                    f"ray_data.stream(dataset)), not {type(given).__name__}"
                 )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+from ray.data import Dataset
 
+from rllib_calql import ray_data
 from rllib_calql.config import CalQLConfig
 from rllib_calql.data import DatasetError, DatasetWarning, Mixture, Transitions, check_fits, open_dataset
 from rllib_calql.data.mixture import entries_of
@@ -35,7 +38,32 @@ def without_rows(config: CalQLConfig) -> CalQLConfig:
 def _has_rows(input_: Any) -> bool:
     if isinstance(input_, (list, tuple)):
         return any(_has_rows(entry.input) for entry in entries_of(input_))
-    return isinstance(input_, Transitions)
+    return isinstance(input_, (Transitions, Dataset))
+
+
+def on_this_node(config: CalQLConfig) -> CalQLConfig:
+    """The config with rows on this node's disk in the place of a Ray Dataset, or of a function that gives one.
+
+    Raises:
+        DatasetError: see `ray_data.stream`; or an option that it does not take.
+    """
+    given: Any = config.input_
+    if callable(given) and not isinstance(given, Transitions):
+        given = given()
+    if given is config.input_ and not isinstance(given, Dataset):
+        return config
+    local = config.copy(copy_frozen=False)
+    if isinstance(given, Dataset):
+        options = {name: value for name, value in config.input_config.items() if name != "actions_normalized"}
+        known = list(inspect.signature(ray_data.stream).parameters)[1:]
+        if unknown := sorted(set(options) - set(known)):
+            raise DatasetError(f"unknown option {unknown[0]} for a Ray Dataset: it takes {', '.join(known)}")
+        given = ray_data.stream(given, **options)
+        for name in options:
+            del local.input_config[name]
+    local.input_ = given
+    local.freeze()
+    return local
 
 
 class OfflineData(NamedTuple):

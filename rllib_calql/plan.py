@@ -15,7 +15,7 @@ from rllib_calql.config import CalQLConfig
 from rllib_calql.core.hyperparameters import UpdateConfig
 from rllib_calql.core.update import CalQLUpdate
 from rllib_calql.data import Mixture
-from rllib_calql.dataset import check_capacity, check_environment, open_offline_data
+from rllib_calql.dataset import check_capacity, check_environment, on_this_node, open_offline_data
 from rllib_calql.envs.creation import make_env
 
 
@@ -29,7 +29,7 @@ def make_plan(config: CalQLConfig) -> dict[str, dict[str, Any]]:
     config.validate()
     env = None if config.env is None else make_env(config.env, config.env_config)
     observation_space, action_space, environment = _spaces(config, env)
-    data = open_offline_data(config, observation_space, action_space).rows
+    data = open_offline_data(on_this_node(config), observation_space, action_space).rows
     if data is not None:
         check_environment(data, env)
     if env is not None:
