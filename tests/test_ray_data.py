@@ -117,9 +117,7 @@ def test_runs_train_on_datasets_and_functions_that_give_them(
     assert restored.train()["calql"]["num_updates"] == 20
     restored.stop()
     config = small_config("", 0).offline_data(input_=in_memory, input_config={"colums": {}})
-    with pytest.raises(
-        DatasetError, match="unknown option colums for a Ray Dataset: it takes columns, shapes, cache"
-    ):
+    with pytest.raises(DatasetError, match="unknown option colums for a Ray Dataset: it takes columns, shapes"):
         config.build_algo()
 
 
