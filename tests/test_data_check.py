@@ -187,9 +187,7 @@ def test_dense_negative_rewards_are_an_exit_code(file: Path) -> None:
     assert "-> set truncation_mode='infinite'" in result.stdout
 
 
-def test_a_warning_is_said_once_however_often_the_data_are_read(
-    file: Path, pendulum_data: Transitions
-) -> None:
+def test_a_warning_is_said_once_however_often_the_data_are_read(file: Path, pendulum_data: Transitions) -> None:
     success = json.dumps({"success_reward": float(pendulum_data.rewards[20])})
     arguments = ("--env", "Pendulum-v1", "--input-config", success)
     result = calql("data", "check", file, *arguments)
