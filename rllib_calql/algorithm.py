@@ -33,6 +33,7 @@ from rllib_calql.new_stack.training import LearnerStack
 from rllib_calql.old_stack.policy import CalQLTorchPolicy
 from rllib_calql.old_stack.training import PolicyStack
 from rllib_calql.replay_buffer import CalQLReplayBuffer
+from rllib_calql.runners import wait_for_one
 from rllib_calql.stack import Episode
 
 logger = logging.getLogger(__name__)
@@ -214,8 +215,12 @@ class CalQL(Checkpoints, CQL):
 
     def _before_evaluate(self) -> None:
         """Every evaluation runs the same episode seeds, so that a curve shows the policy and not the draw."""
-        if self.eval_env_runner_group is not None:
-            self.eval_env_runner_group.foreach_env_runner(lambda runner: runner.restart_episodes())
+        group = self.eval_env_runner_group
+        if group is None:
+            return
+        group.foreach_env_runner(lambda runner: runner.restart_episodes())  # also notices which have died
+        if group.num_remote_env_runners() > 0 and group.num_healthy_remote_workers() == 0:
+            wait_for_one(self, group)  # restored runners begin with their first episode anyway
 
     def compute_single_action(
         self, observation: Any = None, *args: Any, explore: bool | None = None, **kwargs: Any

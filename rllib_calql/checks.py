@@ -30,7 +30,8 @@ SUPERSEDED = {
     "output": "nothing yet: recording is not supported",
     "model": "policy_model_config and q_model_config",
     "shuffle_buffer_size": "nothing: batches are drawn uniformly from the whole dataset",
-    "store_buffer_in_checkpoints": "nothing: a restored run needs its online data",
+    "store_buffer_in_checkpoints": "nothing: checkpoints always hold the online rows, in files of their own",
+    "remote_worker_envs": "gym_env_vectorize_mode='async' on the new API stack",
     "clip_rewards": "reward_scale and reward_bias",
     "clip_actions": "nothing: actions never leave the environment's bounds",
     "compress_observations": "nothing: online data stay in memory",
@@ -70,14 +71,13 @@ POLICY_STACK_REFUSES = {
     "num_cpus_per_learner": f"num_cpus_for_main_process, or {_NEW}",
     "custom_resources_per_learner": f"custom_resources_for_main_process, or {_NEW}",
     "_train_batch_size_per_learner": f"train_batch_size, or {_NEW}",
-    "gym_env_vectorize_mode": f"remote_worker_envs, or {_NEW}",
+    "gym_env_vectorize_mode": _NEW,
     "_learner_class": _NEW,
     "_rl_module_spec": _NEW,
     "_model_config": "policy_model_config and q_model_config",
 }
 NEW_STACK_REFUSES = {
     "num_gpus": "num_gpus_per_learner",
-    "remote_worker_envs": "gym_env_vectorize_mode='async'",
     "_model_config": "policy_model_config and q_model_config",
     **dict.fromkeys(
         (

@@ -13,6 +13,8 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 logger = logging.getLogger(__name__)
 _TAG = "collect"
+# Times that all runners may fail in a row: killed ones come back, but an environment that raises will do so again.
+ATTEMPTS = 3
 
 
 class Runners:
@@ -42,27 +44,40 @@ class Runners:
         died, this waits for the first that comes back.
 
         Raises:
-            RuntimeError: none comes back within `env_runner_restore_timeout_s`, or they are not to be restarted.
+            RuntimeError: all fail again and again, none comes back within `env_runner_restore_timeout_s`, or they
+                are not to be restarted.
         """
         if not self.remote:
             return [self._collect(self._group.local_env_runner)]
-        config = self._algorithm.config
-        give_up = time.monotonic() + config.env_runner_restore_timeout_s
-        while True:
+        for _ in range(ATTEMPTS):
+            wait_for_one(self._algorithm, self._group)
             if self.num_asked == 0:
                 self.ask()
             found = self._group.fetch_ready_async_reqs(tags=_TAG, timeout_seconds=None)
             self.num_asked = 0
             if found:
                 return [result for _, result in sorted(found, key=lambda item: item[0])]
-            if not config.restart_failed_env_runners or time.monotonic() > give_up:
-                raise RuntimeError(
-                    "all env runners have died: their own errors are above; restart_failed_env_runners=True "
-                    "brings them back"
-                )
-            logger.warning("all env runners have died: waiting for one to come back")
-            if not self._algorithm.restore_env_runners(self._group):
-                time.sleep(1.0)
+        raise RuntimeError(
+            f"no env runner has brought an episode in {ATTEMPTS} attempts: their own errors are above"
+        )
+
+
+def wait_for_one(algorithm: Algorithm, group: EnvRunnerGroup) -> None:
+    """Waits until at least one remote runner of a group is alive (at once, if one is).
+
+    Raises:
+        RuntimeError: none comes back within `env_runner_restore_timeout_s`, or they are not to be restarted.
+    """
+    give_up = time.monotonic() + algorithm.config.env_runner_restore_timeout_s
+    while group.num_healthy_remote_workers() == 0:
+        if not algorithm.config.restart_failed_env_runners or time.monotonic() > give_up:
+            raise RuntimeError(
+                "all env runners have died: their own errors are above; restart_failed_env_runners=True brings "
+                "them back"
+            )
+        logger.warning("all env runners have died: waiting for one to come back")
+        if not algorithm.restore_env_runners(group):
+            time.sleep(1.0)
 
 
 def other_entropy(entropy: int, number: int) -> int:

@@ -1,6 +1,6 @@
 """A driver that trains with a checkpoint after every iteration, and kills itself where it is told to.
 
-    python -m tests.crash_driver FOLDER MOMENT [JSON OF SETTINGS]
+    python -m tests.crash_driver FOLDER MOMENT ADDRESS_OF_RAY JSON_OF_SETTINGS
 
 It goes on from FOLDER/checkpoint where there is one, to iteration 6 (2 offline, 4 online). Each finished iteration
 prints `BLOCK` and its number and `calql` block. MOMENT is a key of `MOMENTS`, or `never`.
@@ -88,10 +88,10 @@ def train(algo: CalQL, checkpoint: Path | None, moment: str = "never") -> None:
 
 
 def main() -> None:
-    folder, moment = Path(sys.argv[1]), sys.argv[2]
-    given = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
+    folder, moment, address = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    given = json.loads(sys.argv[4])
     torch.set_num_threads(1)
-    ray.init("local", num_cpus=4, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
+    ray.init(address, log_to_driver=False)
     checkpoint, data = folder / "checkpoint", collect_pendulum(20)
     # "renames" leaves the checkpoint under another name, from which it is recovered
     if any(folder.iterdir()):

@@ -449,7 +449,7 @@ def test_either_api_stack_but_no_mixture(name: str) -> None:
         ),
         (False, {"num_gpus_per_learner": 1}, "num_gpus, or the new API stack"),
         (False, {"_train_batch_size_per_learner": 8}, "train_batch_size, or the new API stack"),
-        (False, {"gym_env_vectorize_mode": "async"}, "remote_worker_envs, or the new API stack"),
+        (False, {"gym_env_vectorize_mode": "async"}, "the new API stack"),
         (True, {"num_gpus": 1}, "num_gpus_per_learner"),
         (True, {"_env_to_module_connector": print}, "an environment wrapper"),
         (True, {"torch_compile_learner": True}, "nothing: the update has no use for it"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,18 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray.exceptions import RayError
 
+from rllib_calql import CalQL
+from rllib_calql.data import Transitions
+from rllib_calql.data.whole import CheckpointError
 from tests.conftest import collect_pendulum
 from tests.crash_driver import ITERATIONS, MOMENTS, train
-from tests.test_resume import small_config
+from tests.test_resume import deterministic, small_config
 
 Blocks = dict[int, dict[str, Any]]
 
 
 def drive(folder: Path, moment: str, given: dict[str, Any]) -> Blocks:
     """Runs the driver in a process of its own until it dies at the moment; what its iterations reported."""
+    address = ray.get_runtime_context().gcs_address
     done = subprocess.run(
-        [sys.executable, "-m", "tests.crash_driver", str(folder), moment, json.dumps(given)],
+        [sys.executable, "-m", "tests.crash_driver", str(folder), moment, address, json.dumps(given)],
         cwd=Path(__file__).resolve().parents[1],
         capture_output=True,
         text=True,
@@ -68,9 +76,41 @@ def test_killed_at_every_moment_in_turn(
     """One run, killed seven times: in both phases, at the switch, and in the middle of checkpoints."""
     expected = uninterrupted(given, capsys)
     found: Blocks = {}
-    for moment in [*MOMENTS, "never"]:
+    moments = ["collecting", "manifest"] if given["num_env_runners"] else MOMENTS
+    for moment in [*moments, "never"]:
         blocks = drive(tmp_path, moment, given)
         for number, block in blocks.items():  # an iteration done again gives the same
             assert block == expected[number], (moment, number)
         found.update(blocks)
     assert list(found) == list(range(1, ITERATIONS + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("num_learners", [1, 2])
+def test_a_killed_learner_ends_the_run_which_goes_on_from_its_checkpoint(
+    tmp_path: Path, pendulum_data: Transitions, num_learners: int
+) -> None:
+    config = small_config(pendulum_data, 0, True).learners(num_learners=num_learners)
+    algo = config.build_algo()
+    algo.train()
+    algo.save(str(tmp_path / "checkpoint"))
+
+    # where the learner that writes has no room, RLlib says nothing; the run itself goes on
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    algo.learner_group.foreach_learner(lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1])))
+    with pytest.raises(CheckpointError, match="no learner has written its part"):
+        algo.save(str(tmp_path / "checkpoint"))
+    algo.learner_group.foreach_learner(lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
+    expected = [deterministic(algo.train()["calql"]) for _ in range(2)]
+
+    pids = [result.get() for result in algo.learner_group.foreach_learner(lambda _: os.getpid())]
+    os.kill(pids[-1], signal.SIGKILL)
+    with pytest.raises(RayError):
+        algo.train()
+    with pytest.raises(CheckpointError, match=r"have died \(then go on from the last checkpoint\)"):
+        algo.save(str(tmp_path / "checkpoint"))
+    algo.stop()
+    restored = CalQL.from_checkpoint(tmp_path / "checkpoint", input_=pendulum_data)
+    assert [deterministic(restored.train()["calql"]) for _ in range(2)] == expected
+    restored.stop()

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -18,10 +19,8 @@ from tests.test_resume import BOTH_STACKS, deterministic, small_config
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-def config_of(
-    data: Transitions, num_env_runners: int = 1, new_stack: bool = False, **training: Any
-) -> CalQLConfig:
-    config = small_config(data, num_env_runners, new_stack, num_offline_updates=5, **training)
+def config_of(data: Transitions, num_runners: int = 1, new_stack: bool = False, **training: Any) -> CalQLConfig:
+    config = small_config(data, num_runners, new_stack, **{"num_offline_updates": 5, **training})
     return config.evaluation(evaluation_interval=None)
 
 
@@ -141,4 +140,46 @@ def test_runners_that_are_not_to_be_restarted_end_the_run_with_their_error(
     kill(algo.env_runner_group, 1)
     with pytest.raises(Exception, match=r"ActorDied|died unexpectedly|all env runners have died"):
         algo.train()
+    algo.stop()
+
+
+class Broken(gym.Wrapper):
+    """Pendulum that breaks in its third step."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(gym.make("Pendulum-v1"))
+        self._left = 3
+
+    def step(self, action: Any) -> Any:
+        self._left -= 1
+        if self._left == 0:
+            raise ZeroDivisionError("a broken environment")
+        return super().step(action)
+
+
+@pytest.mark.slow
+@BOTH_STACKS
+def test_a_broken_environment_ends_the_run(pendulum_data: Transitions, new_stack: bool) -> None:
+    config = config_of(pendulum_data, 1, new_stack).environment(Broken, env_config={})
+    algo = config.fault_tolerance(delay_between_env_runner_restarts_s=0.1).build_algo()
+    algo.train()
+    with pytest.raises(RuntimeError, match="no env runner has brought an episode in 3 attempts"):
+        algo.train()
+    algo.stop()
+
+
+@pytest.mark.slow
+@BOTH_STACKS
+def test_a_killed_evaluation_runner_comes_back(pendulum_data: Transitions, new_stack: bool) -> None:
+    config = config_of(pendulum_data, 0, new_stack, num_offline_updates=1000)
+    algo = config.evaluation(
+        evaluation_interval=1, evaluation_duration=2, evaluation_num_env_runners=1
+    ).build_algo()
+
+    def evaluated() -> float:
+        return algo.train()["evaluation"]["env_runners"]["episode_return_mean"]
+
+    assert np.isfinite(evaluated())
+    kill(algo.eval_env_runner_group, 1)
+    assert np.isfinite([evaluated() for _ in range(2)]).all()
     algo.stop()

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import gymnasium as gym
@@ -20,8 +21,10 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS
 
+from rllib_calql.checkpoint import saved_update
 from rllib_calql.core.update import CalQLUpdate
 from rllib_calql.data.transitions import Batch
+from rllib_calql.data.whole import CheckpointError
 from rllib_calql.envs.creation import observation_space_of
 from rllib_calql.metrics import WeightedMeans
 from rllib_calql.replay_buffer import to_sample_batch
@@ -84,6 +87,8 @@ class LearnerStack:
 
     def _learn(self, minibatches: list[Batch], online: bool) -> dict[str, float]:
         """The means over learners; each learner gets every n-th row of every minibatch."""
+        if self._learners.is_remote and self._learners._worker_manager.num_healthy_actors() < len(self._learners):
+            raise RuntimeError("a learner has died: go on from the last checkpoint")  # others would wait for it
         num_learners = max(1, len(self._learners))
         shards = [
             _multi_agent(
@@ -138,7 +143,17 @@ class LearnerStack:
         """None: RLlib takes them from its metrics logger."""
 
     def save(self, folder: Path) -> None:
-        Checkpointable.save_to_path(self._algorithm, str(folder))
+        try:
+            Checkpointable.save_to_path(self._algorithm, str(folder))
+            if self._learners.is_remote:
+                saved_update(folder)  # RLlib passes over the errors of remote learners that write
+        except (IndexError, EOFError, FileNotFoundError, UnpicklingError) as error:
+            # RLlib lets learners that could not write take no further part, but they can still learn.
+            self._learners.foreach_learner(lambda learner: None, healthy_only=False, mark_healthy=True)
+            raise CheckpointError(
+                "no learner has written its part of the checkpoint: there is no room where they run, or they have "
+                "died (then go on from the last checkpoint)"
+            ) from error
 
     def load(self, folder: Path) -> None:
         Algorithm.restore_from_path(self._algorithm, str(folder))
