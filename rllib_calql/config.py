@@ -14,27 +14,13 @@ from ray.rllib.algorithms.cql import CQLConfig
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from rllib_calql.checks import (
-    ALIASES,
-    CHOICES,
-    MODEL_KEYS,
-    MODEL_SETTINGS,
-    NEW_STACK_REFUSES,
-    POLICY_STACK_REFUSES,
-    RANGES,
-    SUPERSEDED,
-    checked,
-    is_interval,
-    is_search_space,
-)
+from rllib_calql.checks import ALIASES, MODEL_KEYS, MODEL_SETTINGS, checked, is_search_space
 from rllib_calql.core.hyperparameters import Precision
-from rllib_calql.core.networks import ACTIVATIONS
-from rllib_calql.data import Preparation, Transitions, check_mixing_ratio, open_source
+from rllib_calql.data import Preparation, Transitions, open_source
 from rllib_calql.data.mixture import entries_of
-from rllib_calql.data.reference_scores import reference_scores
 from rllib_calql.data.returns import Truncation
-from rllib_calql.data.sources.d4rl_tasks import TASKS
 from rllib_calql.envs.creation import FROM_DATASET, RECORDED
+from rllib_calql.validation import check_data, check_ranges, check_rllib_settings
 
 ReplayDevice = Literal["auto", "host", "update"]
 
@@ -402,10 +388,10 @@ class CalQLConfig(CQLConfig):
     def validate(self) -> None:
         """Refuses settings that are unknown, out of range, in conflict, or would be ignored."""
         self._find_recorded_environment()
-        self._validate_rllib_settings()
+        check_rllib_settings(self)
         super().validate()
-        self._validate_ranges()
-        self._validate_data()
+        check_ranges(self)
+        check_data(self)
 
     def _find_recorded_environment(self) -> None:
         """Asks the dataset in which environment it was recorded, once."""
@@ -424,122 +410,3 @@ class CalQLConfig(CQLConfig):
                 "the dataset does not say in which environment it was recorded: set environment(...) to one"
             )
         self.env_config[RECORDED] = environment
-
-    def _validate_rllib_settings(self) -> None:
-        if self.enable_rl_module_and_learner != self.enable_env_runner_and_connector_v2:
-            raise ValueError(
-                "RLlib has two API stacks and no mixture: set enable_rl_module_and_learner and "
-                "enable_env_runner_and_connector_v2 of api_stack(...) both to True or both to False"
-            )
-        if self.framework_str != "torch":
-            raise ValueError(f"CalQL needs framework 'torch', not {self.framework_str!r}")
-        if self.is_multi_agent:
-            raise ValueError("CalQL trains one policy: multi-agent set-ups are not supported")
-        new_stack = self.enable_rl_module_and_learner
-        defaults = _rllib_defaults(new_stack)
-        for name, instead in (SUPERSEDED | (NEW_STACK_REFUSES if new_stack else POLICY_STACK_REFUSES)).items():
-            # (Not every Ray has each of them.)
-            if name in defaults and getattr(self, name) != defaults[name] and not self.in_evaluation:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} has no effect in CalQL and is refused: use {instead}"
-                )
-        for name in vars(self).keys() - defaults.keys() - ALIASES:
-            raise ValueError(f"CalQL has no setting {name!r}")
-
-    def _validate_ranges(self) -> None:
-        for name, (low, high) in RANGES.items():
-            value = getattr(self, name)
-            if is_search_space(value):
-                raise ValueError(f"{name} is still a search space: only a Tuner can choose its value")
-            if value is not None and not (low <= value <= high and math.isfinite(value)):
-                limits = f"finite and at least {low}" if high == math.inf else f"in [{low}, {high}]"
-                raise ValueError(f"{name} must be {limits}, not {value!r}")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
-        for name in MODEL_SETTINGS:
-            hiddens, activation = (getattr(self, name)[key] for key in MODEL_KEYS)
-            widths = hiddens if isinstance(hiddens, (list, tuple)) else ()
-            if not widths or not all(isinstance(width, int) and width > 0 for width in widths):
-                raise ValueError(f"{name}: fcnet_hiddens must be positive layer widths, not {hiddens!r}")
-            if activation not in tuple(ACTIVATIONS):
-                raise ValueError(f"{name}: fcnet_activation must be one of {', '.join(ACTIVATIONS)}")
-        self._validate_batch_size()
-        if self.num_target_critics is not None and self.num_target_critics > self.num_critics:
-            raise ValueError(f"num_target_critics={self.num_target_critics} of num_critics={self.num_critics}")
-        if self.clip_diff_min > self.clip_diff_max:
-            raise ValueError(f"clip_diff_min={self.clip_diff_min} is above clip_diff_max={self.clip_diff_max}")
-        if self.lagrangian and self.min_q_weight == 0.0:
-            raise ValueError("lagrangian=True weighs a conservative term that min_q_weight=0 switches off")
-        scores = self.score_range
-        known = scores in TASKS and reference_scores(scores) if isinstance(scores, str) else is_interval(scores)
-        if scores is not None and not known:
-            raise ValueError(
-                f"score_range must be [low, high] with low < high, or a D4RL task that has scores, not {scores!r}"
-            )
-        entropy = self.target_entropy
-        numeric = isinstance(entropy, (int, float)) and not isinstance(entropy, bool)
-        if entropy not in (None, "auto") and not numeric:
-            raise ValueError(
-                f"target_entropy must be 'auto' (minus act_dim) or a number, not {self.target_entropy!r}"
-            )
-        check_mixing_ratio(self.mixing_ratio)
-
-    def _validate_batch_size(self) -> None:
-        per_learner, total = self._train_batch_size_per_learner, self.train_batch_size
-        if per_learner is None and total % (self.num_learners or 1):
-            raise ValueError(f"train_batch_size={total} cannot be divided among {self.num_learners} learners")
-        if per_learner is not None and total != _rllib_defaults(True)["train_batch_size"]:
-            raise ValueError(
-                f"train_batch_size={total} and train_batch_size_per_learner={per_learner}: set one of them"
-            )
-
-    def _validate_data(self) -> None:
-        self.preparation()  # refuses settings that do not fit each other
-        has_data = self.input_ != "sampler"
-        if self.num_offline_updates > 0 and not has_data:
-            raise ValueError(
-                "the offline phase needs data: set offline_data(input_=...), e.g. d4rl://antmaze-umaze-v2 or a "
-                "path, or num_offline_updates=0 to skip it"
-            )
-        if self.num_online_env_steps > 0 and self.env is None and not self.in_evaluation:
-            raise ValueError(
-                "the online phase needs an environment: set environment(...), or num_online_env_steps=0 to end "
-                "after pre-training"
-            )
-        if self.replay_device == "update" and self.enable_rl_module_and_learner:
-            raise ValueError(
-                'replay_device="update" needs the Policy stack: learners of the new API stack get their rows from '
-                'the host; use "auto" or "host"'
-            )
-        if self.overlap_sampling and self.num_env_runners == 0 and not self.in_evaluation:
-            raise ValueError("overlap_sampling=True needs remote env runners: set num_env_runners to 1 or more")
-        path = self.load_weights_from
-        if path is not None and not isinstance(path, (str, Path)):
-            raise ValueError(f"load_weights_from must be the path of a checkpoint, not {path!r}")
-        for name in ("normalize_observations", "normalize_reward"):
-            if not has_data and getattr(self, name):
-                raise ValueError(f"{name} takes its figures from the offline data, and there are none")
-        kinds: tuple[type, ...] = (str, Path, Transitions)
-        inputs = [self.input_]
-        if isinstance(self.input_, (list, tuple)):
-            inputs = [entry.input for entry in entries_of(self.input_)]
-        else:
-            kinds += (Dataset,)
-        for given in inputs:
-            if not (isinstance(given, kinds) or callable(given)):
-                raise ValueError(
-                    "input_ must be a path, a URI, Transitions (of a dict of arrays: open_dataset(arrays)), a Ray "
-                    "Dataset, a function that returns one of these, or a list of these (of Ray Datasets: "
-                    f"ray_data.stream(dataset)), not {type(given).__name__}"
-                )
-
-
-_DEFAULTS: dict[bool, dict[str, Any]] = {}
-
-
-def _rllib_defaults(new_stack: bool) -> dict[str, Any]:
-    """A fresh config's values on either API stack, made once."""
-    if new_stack not in _DEFAULTS:
-        _DEFAULTS[new_stack] = dict(vars(CalQLConfig().api_stack(new_stack, new_stack)))
-    return _DEFAULTS[new_stack]

@@ -59,6 +59,7 @@ def make_plan(config: CalQLConfig) -> dict[str, dict[str, Any]]:
             "precision": config.precision,
         },
         "resources": {
+            "API stack": "new" if new_stack else "Policy (old)",
             "env runners": config.num_env_runners,
             "environments per runner": config.num_envs_per_env_runner,
             "evaluation runners": config.evaluation_num_env_runners,

@@ -187,6 +187,13 @@ def test_dense_negative_rewards_are_an_exit_code(file: Path) -> None:
     assert "-> set truncation_mode='infinite'" in result.stdout
 
 
+def test_a_warning_is_said_once_however_often_the_data_are_read(file: Path, pendulum_data: Transitions) -> None:
+    success = json.dumps({"success_reward": float(pendulum_data.rewards[20])})
+    arguments = ("--env", "Pendulum-v1", "--input-config", success)
+    result = calql("data", "check", file, *arguments)
+    assert result.stderr.count("do not lead to a success") == 1
+
+
 def test_data_of_another_environment(file: Path) -> None:
     arguments = ("--env", "Pendulum-v1", "--env-config", "{g: 2.0}", "-c", "{truncation_mode: drop}", "--json")
     result = calql("data", "check", file, *arguments)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ray.exceptions import RayError
 
 from rllib_calql import CalQL, CalQLConfig
 from rllib_calql.data import Transitions
@@ -65,6 +68,11 @@ def test_learners_agree_with_one_another_and_with_the_local_one(
     two.evaluate()
     acting = two.eval_env_runner.module.get_state()
     np.testing.assert_array_equal(acting["actor.layers.0.weight"], first["weights"]["actor.layers.0.weight"])
+    # A learner that dies ends the run with an error (Tune then goes on from the last checkpoint), not in a hang.
+    pids = [result.get() for result in two.learner_group.foreach_learner(lambda learner: os.getpid())]
+    os.kill(pids[1], signal.SIGKILL)
+    with pytest.raises((RayError, RuntimeError)):
+        two.train()
     two.stop()
     local.restore(str(tmp_path / "checkpoint"))
     np.testing.assert_equal(states(local), [first])

@@ -187,7 +187,7 @@ def test_files_larger_than_memory_are_read_by_single_pages(
 def test_what_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:
     path = tmp_path / "data"
     first = write_dataset(small(), path)
-    with pytest.raises(DatasetError, match=r"there is a dataset at .*data already: remove it, or choose another"):
+    with pytest.raises(DatasetError, match=r"there is a dataset at .*data already: overwrite it \(overwrite=True"):
         write_dataset(small(30), path)
     assert same(open_dataset(path), first)
     assert len(write_dataset(small(30), path, overwrite=True)) == len(open_dataset(path)) == 30

@@ -238,6 +238,21 @@ def test_sweep_of_interrupted_and_failed_trials(folder: Path, tmp_path: Path) ->
     assert (folder / "sweep.png").is_file()
 
 
+def test_sweep_compares_what_was_set_across_the_api_stacks(tmp_path: Path) -> None:
+    # The results hold RLlib's defaults as well, which differ between the stacks; functions are told by address.
+    old = {"new_stack": False, "lr": 0.1, "runner": "<class 'Old'>", "exploration": {"type": "Stochastic"}}
+    new = {"new_stack": True, "lr": 0.2, "runner": "<class 'New'>", "exploration": {}}
+    write_trial(tmp_path / "old", {"lr": 0.1, "map": "<function at 0x1>"}, [row(1, 0.1, config=old)])
+    write_trial(
+        tmp_path / "new", {"lr": 0.2, "map": "<function at 0x2>", "new_stack": True}, [row(1, 0.2, config=new)]
+    )
+    done = sweep(tmp_path)
+    assert done.exit_code == 0, done.output
+    document = json.loads((tmp_path / "sweep.json").read_text())
+    assert document["best"] == {"lr": 0.2, "new_stack": True}
+    assert document["trials"][1]["config"] == {"lr": 0.1, "new_stack": False}
+
+
 def test_unusable_sweeps_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, message in (

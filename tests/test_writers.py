@@ -137,7 +137,7 @@ def test_what_is_there_already_stays(tmp_path: Path, minari_folder: Path) -> Non
     for kind in KINDS:
         destination = place(kind, tmp_path)
         write_to(destination, whole)
-        with pytest.raises(DatasetError, match="already: remove it, or choose another name"):
+        with pytest.raises(DatasetError, match=r"already: (overwrite|remove) it.*, or choose another name"):
             write_to(destination, whole)
     other = Chunks(replace(ROWS.take(slice(10)), rewards=-ROWS.rewards[:10]), [])
     for kind in KINDS[:2]:

@@ -168,12 +168,14 @@ def plain_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("always", DatasetWarning)
         show = warnings.showwarning
+        said: set[str] = set()  # a dataset may be read several times
 
         def say(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-            if issubclass(category, DatasetWarning):
-                typer.echo(f"Warning: {message}", err=True)
-            else:
+            if not issubclass(category, DatasetWarning):
                 show(message, category, *where, **more)
+            elif str(message) not in said:
+                said.add(str(message))
+                typer.echo(f"Warning: {message}", err=True)
 
         warnings.showwarning = say
         yield

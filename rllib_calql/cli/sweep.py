@@ -37,12 +37,17 @@ class Point:
 
 @dataclass(frozen=True)
 class SweepTrial:
-    """A trial as its folder tells; `config` is flat, with dots in the names of nested settings."""
+    """A trial as its folder tells.
+
+    `config` is flat, with dots in the names of nested settings, and holds RLlib's defaults too; `given` are the
+    names among them that the experiment has set.
+    """
 
     name: str
     status: str
     iterations: int
     config: dict[str, Any]
+    given: frozenset[str]
     curve: list[Point]
 
     @property
@@ -64,10 +69,11 @@ def run(folder: str, metric: str, mode: str, out: str | None) -> None:
     best = trials[0]
     if best.last is None:
         raise UserError(f"no result of the {len(trials)} trials below {folder} has the number {metric}")
-    varied = differing(trial.config for trial in trials)
+    varied = differing(trials)
     console = Console()
     console.print(table(trials, varied, metric, mode))
-    settings = [f"--set {shlex.quote(f'{name}={json.dumps(best.config[name])}')}" for name in varied]
+    found = {name: best.config[name] for name in varied if name in best.config}
+    settings = [f"--set {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in found.items()]
     typer.echo(f"best: {best.name} ({best.status}), {metric} {best.last:.4g}")
     typer.echo(" ".join(settings) or "no setting differs between trials")
     target = Path(out).expanduser() if out else source
@@ -77,9 +83,16 @@ def run(folder: str, metric: str, mode: str, out: str | None) -> None:
     document = {
         "metric": metric,
         "mode": mode,
-        "best": {name: best.config[name] for name in varied},
+        "best": found,
         "trials": [
-            {**asdict(trial), "last": trial.last, "config": {name: trial.config.get(name) for name in varied}}
+            {
+                "name": trial.name,
+                "status": trial.status,
+                "iterations": trial.iterations,
+                "config": {name: trial.config.get(name) for name in varied},
+                "curve": [asdict(point) for point in trial.curve],
+                "last": trial.last,
+            }
             for trial in trials
         ],
     }
@@ -99,11 +112,13 @@ def read_trials(folder: Path, metric: str) -> list[SweepTrial]:
 
 
 def _read_trial(folder: Path, metric: str) -> SweepTrial:
-    config = json.loads((folder / PARAMETERS).read_text())
+    given = dict(_flat(json.loads((folder / PARAMETERS).read_text())))
+    config = given
     curve: dict[int, Point] = {}
     last: Mapping[str, Any] = {}
     for row in _rows(folder / RESULTS):
-        last, config = row, row.get("config", config)  # population based training changes it on the way
+        last = row
+        config = {**given, **dict(_flat(row.get("config", {})))}  # population based training changes it on the way
         flat = dict(_flat(row))
         iteration = int(row["training_iteration"])
         score = flat.get(metric)
@@ -120,7 +135,7 @@ def _read_trial(folder: Path, metric: str) -> SweepTrial:
     points = [curve[iteration] for iteration in sorted(curve)]
     iterations = int(last.get("training_iteration", 0))
     name = re.search(r"[0-9a-f]+_\d{5}(?=_\d)", folder.name)  # Tune's id of the trial
-    return SweepTrial(name[0] if name else folder.name, status, iterations, dict(_flat(config)), points)
+    return SweepTrial(name[0] if name else folder.name, status, iterations, config, frozenset(given), points)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -152,11 +167,16 @@ def ranked(trials: Iterable[SweepTrial], mode: str) -> list[SweepTrial]:
     return sorted(trials, key=lambda trial: math.inf if trial.last is None else sign * trial.last)
 
 
-def differing(configs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Names of the settings that are not the same everywhere."""
-    configs = list(configs)
-    names = sorted({name for config in configs for name in config if not name.startswith("__")})
-    return [name for name in names if any(config.get(name) != configs[0].get(name) for config in configs)]
+def differing(trials: list[SweepTrial]) -> list[str]:
+    """Names of the settings that the experiment gave and that are not the same everywhere."""
+    names = sorted({name for trial in trials for name in trial.given if not name.startswith("__")})
+    columns = {name: [trial.config.get(name) for trial in trials] for name in names}
+    # (Tune writes functions and classes as "<function ... at 0x...>", which differ without meaning anything.)
+    return [
+        name
+        for name, values in columns.items()
+        if any(value != values[0] for value in values) and not any(str(value).startswith("<") for value in values)
+    ]
 
 
 # ---- showing -----------------------------------------------------------------------------------------------

@@ -16,6 +16,10 @@ from rllib_calql.data.errors import DatasetError
 # Files of HDF5 need a little more than what is written into them.
 HDF5_OVERHEAD = 1 << 20
 
+# What to do about something that is in the way, and about a dataset, which may be replaced.
+FREE = "remove it, or choose another name"
+REPLACE = "overwrite it (overwrite=True, --overwrite), or choose another name"
+
 
 @contextmanager
 def claimed(path: str | Path) -> Iterator[Path]:
@@ -50,7 +54,7 @@ def new_file(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """
     with claimed(path) as place:
         if place.is_dir() or (place.exists() and not overwrite):
-            raise DatasetError(f"there is something at {place} already: remove it, or choose another name")
+            raise DatasetError(f"there is something at {place} already: {FREE if place.is_dir() else REPLACE}")
         partial = place.with_name(f".{place.name}.partial")
         try:
             yield partial
@@ -70,7 +74,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     """
     with claimed(path) as place:
         if place.exists():
-            raise DatasetError(f"there is something at {place} already: remove it, or choose another name")
+            raise DatasetError(f"there is something at {place} already: {FREE}")
         partial = place.with_name(f".{place.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         partial.mkdir()

@@ -14,7 +14,7 @@ import tree
 
 from rllib_calql.data.arrow_column import ColumnWriter
 from rllib_calql.data.assemble import Block, clean_blocks
-from rllib_calql.data.claim import claimed
+from rllib_calql.data.claim import FREE, REPLACE, claimed
 from rllib_calql.data.columns import ObservationLayout, row_bytes
 from rllib_calql.data.errors import DatasetError
 from rllib_calql.data.rows import Source, Tree
@@ -99,8 +99,9 @@ def _check_free(path: Path, overwrite: bool) -> None:
         return
     is_dataset = (path / DESCRIPTION).is_file()
     if not (is_dataset and overwrite):
-        kind = "a dataset" if is_dataset else "something else"
-        raise DatasetError(f"there is {kind} at {path} already: remove it, or choose another name")
+        if is_dataset:
+            raise DatasetError(f"there is a dataset at {path} already: {REPLACE}")
+        raise DatasetError(f"there is something else at {path} already: {FREE}")
 
 
 class _Columns:
