@@ -3,8 +3,8 @@
     python -m benchmarks.sampling_speed --out results/sampling-speed.json
 
 `sampling` rows only collect (Pendulum-v1, an actor of two layers of 256): what runners and environments bring.
-`training` rows are online iterations with updates (`--utd-ratio`), synchronous and with `overlap_sampling`. A
-figure is the median of `--repeats` stretches of `--seconds`; every configuration is built and warmed up by itself.
+`training` rows are online iterations with updates (`--utd-ratio`), synchronous and with `overlap_sampling`, in
+turns. A figure is the median of `--repeats` stretches of `--seconds`, after a warm-up.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,56 +62,63 @@ def config_of(stack: str, runners: int, envs: int, mode: str, **training: Any) -
     return config
 
 
-def pace(algo: Any, run: Callable[[], Any], args: argparse.Namespace) -> float:
+def stretch(algo: Any, run: Callable[[], Any], seconds: float) -> float:
     """Steps per second while `run` is called again and again."""
-    run()
-    found = []
-    for _ in range(args.repeats):
-        start, before = time.perf_counter(), algo.summary.num_online_env_steps
-        while time.perf_counter() - start < args.seconds:
-            run()
-        found.append((algo.summary.num_online_env_steps - before) / (time.perf_counter() - start))
-    return round(statistics.median(found), 1)
+    algo.take_in_requested()
+    start, before = time.perf_counter(), algo.summary.num_online_env_steps
+    while time.perf_counter() - start < seconds:
+        run()
+    return (algo.summary.num_online_env_steps - before) / (time.perf_counter() - start)
 
 
-def measure(args: argparse.Namespace, **settings: Any) -> dict[str, Any]:
-    """One row of results."""
-    kind = settings.pop("kind")
-    training = (
-        {"utd_ratio": args.utd_ratio, "overlap_sampling": settings.pop("overlap")} if kind == "training" else {}
-    )
-    algo = config_of(**settings, **training).build_algo()
+def measure(args: argparse.Namespace, training: list[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
+    """A row of results per entry of `training`, whose algorithms run in turns; `{}` stands for collecting only."""
+    algos = [config_of(**settings, **given).build_algo() for given in training]
+    paces: list[list[float]] = [[] for _ in algos]
+    for _ in range(1 + args.repeats):
+        for algo, given, found in zip(algos, training, paces, strict=True):
+            found.append(stretch(algo, algo.train if given else partial(collect, algo), args.seconds))
+    for algo in algos:
+        algo.stop()
+    return [
+        {
+            "kind": "training" if given else "sampling",
+            **settings,
+            **given,
+            "env_steps_per_second": round(statistics.median(found[1:]), 1),
+            "load": round(os.getloadavg()[0], 1),
+        }
+        for given, found in zip(training, paces, strict=True)
+    ]
 
-    def collect() -> None:
-        for episode in algo.stack.collect():
-            algo.summary.add_episode(len(episode.rows), 0.0)
 
-    steps = pace(algo, algo.train if kind == "training" else collect, args)
-    algo.stop()
-    row = {"kind": kind, **settings, **({"overlap": training["overlap_sampling"]} if training else {})}
-    return {**row, "env_steps_per_second": steps, "load": round(os.getloadavg()[0], 1)}
+def collect(algo: Any) -> None:
+    """A round of episodes, which are only counted."""
+    for episode in algo.stack.collect():
+        algo.summary.add_episode(len(episode.rows), 0.0)
 
 
-def rows() -> list[dict[str, Any]]:
+def settings(utd_ratio: float) -> list[dict[str, Any]]:
     """What is measured."""
-    sampling = [
-        {"kind": "sampling", "stack": stack, "runners": runners, "envs": envs, "mode": "sync"}
-        for stack in ("policy", "new")
+    stacks = ("policy", "new")
+    sampling: list[dict[str, Any]] = [
+        {"training": [{}], "stack": stack, "runners": runners, "envs": envs, "mode": "sync"}
+        for stack in stacks
         for runners in (0, 1, 2)
         for envs in (1, 4, 8)
     ]
-    asynchronous = [
-        {"kind": "sampling", "stack": "new", "runners": runners, "envs": envs, "mode": "async"}
+    asynchronous: list[dict[str, Any]] = [
+        {"training": [{}], "stack": "new", "runners": runners, "envs": envs, "mode": "async"}
         for runners in (0, 1)
         for envs in (4, 8)
     ]
-    training = [
-        {"kind": "training", "stack": stack, "runners": runners, "envs": 1, "mode": "sync", "overlap": overlap}
-        for stack in ("policy", "new")
+    both = [{"utd_ratio": utd_ratio, "overlap_sampling": overlap} for overlap in (False, True)]
+    training: list[dict[str, Any]] = [
+        {"training": both, "stack": stack, "runners": runners, "envs": 1, "mode": "sync"}
+        for stack in stacks
         for runners in (1, 2)
-        for overlap in (False, True)
     ]
-    return sampling + asynchronous + training
+    return training + sampling + asynchronous
 
 
 def main() -> None:
@@ -122,15 +130,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    found = []
-    for row in rows():
-        found.append(measure(args, **row))
-        print(json.dumps(found[-1]), flush=True)
+    found: list[dict[str, Any]] = []
+    for given in settings(args.utd_ratio):
+        found += measure(args, **given)
+        print(*map(json.dumps, found[-len(given["training"]) :]), sep="\n", flush=True)
     result = {
         "command": shlex.join(["python", "-m", "benchmarks.sampling_speed", *sys.argv[1:]]),
         "cores": os.cpu_count(),
         "environment": "Pendulum-v1, episodes of 200 steps",
-        "utd_ratio": args.utd_ratio,
         "rows": found,
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
