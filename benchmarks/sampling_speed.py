@@ -4,7 +4,8 @@
 
 `sampling` rows only collect (Pendulum-v1, an actor of two layers of 256): what runners and environments bring.
 `training` rows are online iterations with updates (`--utd-ratio`), synchronous and with `overlap_sampling`, in
-turns. A figure is the median of `--repeats` stretches of `--seconds`, after a warm-up.
+turns. A figure is the median of `--repeats` stretches of `--seconds` (`--training-seconds`), after a warm-up. A
+stretch with overlap pays for its last episodes, which it does not use.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def measure(args: argparse.Namespace, training: list[dict[str, Any]], **settings
     paces: list[list[float]] = [[] for _ in algos]
     for _ in range(1 + args.repeats):
         for algo, given, found in zip(algos, training, paces, strict=True):
-            found.append(stretch(algo, algo.train if given else partial(collect, algo), args.seconds))
+            run, seconds = (algo.train, args.training_seconds) if given else (partial(collect, algo), args.seconds)
+            found.append(stretch(algo, run, seconds))
     for algo in algos:
         algo.stop()
     return [
@@ -124,6 +126,7 @@ def settings(utd_ratio: float) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--training-seconds", type=float, default=12.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--utd-ratio", type=float, default=0.02)
     parser.add_argument("--out", type=Path, required=True)
