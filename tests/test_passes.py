@@ -36,17 +36,24 @@ def test_values_and_gradients_of_separate_networks(activation: str, layer_norm: 
     weighting = torch.randn(STATES, PER_STATE).double()
     products = CriticPasses(critics)
     for _ in range(2):  # the second time over buffers and gradients that are in use
-        q = products.differentiate(observations, actions, lambda q, states: 2.0 * weighting[states] * q)
+        by_observations = torch.full_like(observations, torch.nan)
+        q = products.differentiate(
+            observations, actions, lambda q, states: 2.0 * weighting[states] * q, by_observations
+        )
     values = products.values(observations, actions)
     torch.testing.assert_close(critics(observations, actions), values, rtol=1e-13, atol=1e-15)
+    observations.requires_grad_()
     rows = torch.cat([observations.repeat_interleave(PER_STATE, dim=0), actions.flatten(0, 1)], dim=1)
     for member, network in enumerate(member_networks(critics, activation)):
         expected = network(rows).view(STATES, PER_STATE)
         for found in (q, values):
             torch.testing.assert_close(found[member], expected, rtol=1e-12, atol=1e-12)
-        gradients = torch.autograd.grad((weighting * expected.square()).sum(), list(network.parameters()))
+        inputs = [*network.parameters(), observations]
+        *gradients, theirs = torch.autograd.grad((weighting * expected.square()).sum(), inputs, retain_graph=True)
+        by_observations -= theirs
         for ours, theirs in zip(member_gradients(critics, member), gradients, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    assert float(by_observations.abs().max()) < 1e-12  # summed over the networks
 
 
 def test_a_single_hidden_layer_and_a_single_critic() -> None:

@@ -65,20 +65,30 @@ class CriticPasses:
         return _ValuesOfActions.apply(actions, observations, self)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
-    def differentiate(self, observations: Tensor, actions: Tensor, q_gradient: QGradient) -> Tensor:
+    def differentiate(
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        q_gradient: QGradient,
+        by_observations: Tensor | None = None,
+    ) -> Tensor:
         """Sets every parameter's `.grad` to the gradient of a loss that is a sum over states.
 
         Args:
             observations: (B, obs_dim).
             actions: (B, K, act_dim).
             q_gradient: from one network's Q-values (S, K) of the states `slice` to the loss's gradient by them.
+            by_observations: (B, obs_dim), set to the loss's gradient by the observations, where given.
 
         Returns:
             The Q-values (E, B, K), without gradient.
         """
         networks, obs_dim = self._networks, self.critics.obs_dim
         batch = self._load(networks, observations, actions)
-        for member, gradients, pieces in zip(networks.members, self._gradients(), batch.pieces, strict=True):
+        if by_observations is not None:
+            by_observations.zero_()
+        members = zip(networks.members, self._gradients(), batch.pieces, self.critics.weights[0], strict=True)
+        for member, gradients, pieces, first_weight in members:
             for piece in pieces:
                 q, first = piece.forward(member, keep=True), piece.states.start == 0
                 by_sums = piece.backward(member, q_gradient(q, piece.states), gradients, first)
@@ -86,6 +96,8 @@ class CriticPasses:
                 piece.buffers.add_product(gradients.action_weight, piece.actions.t(), by_sums, first)
             torch.mm(observations.t(), batch.by_states, out=gradients.weights[0][:obs_dim])
             torch.sum(batch.by_states, 0, keepdim=True, out=gradients.biases[0])
+            if by_observations is not None:
+                by_observations.addmm_(batch.by_states, first_weight[:obs_dim].t())
         return batch.q
 
     def _gradients(self) -> list[_Member]:
