@@ -18,23 +18,18 @@ from typing import Any
 
 import ray
 import torch
-import yaml
 from ray.tune.utils.util import SafeFallbackEncoder
 
 import rllib_calql
 from rllib_calql import CalQL, CalQLConfig
+from rllib_calql.cli.experiments import load_file, override
+from rllib_calql.cli.options import TrainOptions
 
 
 def load_config(path: Path, overrides: list[str]) -> CalQLConfig:
-    """The first experiment of a file, with `key=value` settings (YAML values) on top."""
-    experiment = next(iter(yaml.safe_load(path.read_text()).values()))
-    settings: dict[str, Any] = dict(experiment.get("config", {}))
-    if "env" in experiment:
-        settings["env"] = experiment["env"]
-    for override in overrides:
-        key, _, value = override.partition("=")
-        settings[key] = yaml.safe_load(value)
-    return CalQLConfig().update_from_dict(settings)
+    """The first experiment of a file, read and changed as by `rllib train file FILE --set KEY=VALUE`."""
+    name, spec = next(iter(load_file(str(path)).items()))
+    return CalQLConfig().update_from_dict(override(name, spec, TrainOptions(set_=overrides))["config"])
 
 
 def run(config: CalQLConfig, label: str, checkpoint: Path | None = None) -> list[dict[str, Any]]:

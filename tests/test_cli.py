@@ -227,13 +227,12 @@ def test_dataset_replaces_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     spec: dict[str, Any] = {
         "run": "CalQL",
-        "config": {"input": "d4rl://a", "input_config": {"rewards": "dense"}},
+        "config": {"input_": "d4rl://a", "input_config": {"rewards": "dense"}},
     }
     config = experiments.override("x", spec, TrainOptions(dataset="data.hdf5", download=False))["config"]
     # Absolute, because a trial runs in a folder of its own.
     assert config["input_"] == str(tmp_path / "data.hdf5")
     assert config["input_config"] == {"rewards": "dense"}  # there is nothing to download
-    assert "input" not in config
     config = experiments.override("x", spec, TrainOptions(download=False))["config"]
     assert config["input_config"] == {"rewards": "dense", "download": False}
     assert changed(dataset="d4rl://pen-human-v1")["config"]["input_"] == "d4rl://pen-human-v1"

@@ -7,6 +7,7 @@ import inspect
 import runpy
 import sys
 import tempfile
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,7 +41,9 @@ _REFUSED_KEYS = {
 # Not Tune's own: these count for the whole file, as `time_budget_s` does.
 SCHEDULING = ("scheduler", "scheduler_config")
 _ALLOWED_KEYS = (
-    ({"env", *SCHEDULING} | set(inspect.signature(Experiment).parameters)) - set(_REFUSED_KEYS) - {"name"}
+    ({"env", "extends", *SCHEDULING} | set(inspect.signature(Experiment).parameters))
+    - set(_REFUSED_KEYS)
+    - {"name"}
 )
 
 
@@ -57,8 +60,18 @@ def merged(base: Any, change: Any) -> Any:
 
 
 def load_file(source: str) -> dict[str, Spec]:
-    """The experiments of a .yaml file, or of a .py file that defines `config` and optionally `stop`."""
+    """The experiments of a .yaml file, or of a .py file that defines `config` and optionally `stop`.
+
+    An experiment with `extends: FILE` is laid over the one experiment of that file (`merged`), which may itself
+    extend another. FILE is looked for beside the file that names it, then as if given on the command line.
+    """
+    return _load(source, ())
+
+
+def _load(source: str, extending: tuple[str, ...]) -> dict[str, Spec]:
+    """`load_file` of a base file: `extending` are the files on the way to it."""
     if source.startswith(("http://", "https://")):
+        place = source
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / (source.split("?", 1)[0].rsplit("/", 1)[-1] or "config")
             try:
@@ -66,15 +79,44 @@ def load_file(source: str) -> dict[str, Spec]:
                     path.write_bytes(response.read())
             except OSError as error:
                 raise UserError(f"cannot download {source}: {error}") from error
-            return _load_path(path)
+            experiments = _load_path(path)
+    else:
+        path = _found(source)
+        place = str(path.resolve())
+        experiments = _load_path(path)
+    if place in extending:
+        raise UserError(f"extends goes round in a circle: {' -> '.join([*extending, place])}")
+    return {name: _extended(name, spec, place, extending) for name, spec in experiments.items()}
+
+
+def _found(source: str) -> Path:
+    """The file as given, or that of an installed package: its tuned configs lie in the environment's share."""
     path = Path(source).expanduser()
-    # The tuned configs of an installed package lie beside it; in a checkout they are simply there.
-    installed = Path(sys.prefix) / "share" / "rllib_calql" / path
-    if not path.is_file() and installed.is_file():
-        path = installed
-    if not path.is_file():
-        raise UserError(f"there is no file {source}")
-    return _load_path(path)
+    for candidate in (path, Path(sys.prefix) / "share" / "rllib_calql" / path):
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"there is no file {source}")
+
+
+def _extended(name: str, spec: Spec, place: str, extending: tuple[str, ...]) -> Spec:
+    """The experiment laid over the one that it extends; `place` is its own file."""
+    base = spec.pop("extends", None)
+    if base is None:
+        return spec
+    if not isinstance(base, str):
+        raise UserError(f"{place}: experiment {name!r}: extends takes the name of a file, not {base!r}")
+    if place.startswith("http"):
+        base = urllib.parse.urljoin(place, base)
+    elif (beside := Path(place).parent / Path(base).expanduser()).is_file():
+        base = str(beside)
+    try:
+        experiments = _load(base, (*extending, place))
+    except UserError as error:
+        raise UserError(f"{place}: experiment {name!r} extends {base}: {error}") from error
+    if len(experiments) != 1:
+        raise UserError(f"{place}: experiment {name!r} extends {base}, which holds {len(experiments)} experiments")
+    (base_spec,) = experiments.values()
+    return merged(base_spec, spec)
 
 
 def _load_path(path: Path) -> dict[str, Spec]:
@@ -88,8 +130,10 @@ def _load_path(path: Path) -> dict[str, Spec]:
     else:
         raise UserError(f"{path} is neither a .yaml nor a .py file")
     for spec in experiments.values():
-        spec["config"] = dict(spec.get("config") or {})
-        _absolute_input(spec["config"], path.parent)
+        config = spec["config"] = _one_name_each(spec.get("config") or {})
+        if "env" in spec:
+            config["env"] = spec.pop("env")
+        _absolute_input(config, path.parent)
     return experiments
 
 
@@ -103,9 +147,14 @@ def _load_python(path: Path) -> Spec:
     return {"run": config.algo_class, "config": config.to_dict(), "stop": variables.get("stop")}
 
 
+def _one_name_each(config: Spec) -> Spec:
+    """A copy with the dataset under one of its two names, so that what is laid over it replaces it."""
+    return {"input_" if key == "input" else key: value for key, value in config.items()}
+
+
 def _absolute_input(config: Spec, *folders: Path) -> None:
     """Data paths made absolute, since a trial runs in a folder of its own."""
-    for key in {"input_", "input", "load_weights_from"} & config.keys():
+    for key in {"input_", "load_weights_from"} & config.keys():
         config[key] = _absolute(config[key], folders)
 
 
@@ -155,9 +204,7 @@ def override(name: str, spec: Spec, options: TrainOptions) -> Spec:
     if "run" not in spec:
         raise UserError(f"experiment {name!r}: `run`, the name of the algorithm, is missing")
     config = spec["config"]
-    if "env" in spec:
-        config["env"] = spec.pop("env")
-    config = merged(config, parse_mapping(options.config, "--config"))
+    config = merged(config, _one_name_each(parse_mapping(options.config, "--config")))
     for setting in options.set_ or []:
         key, equals, text = setting.partition("=")
         if not equals or not key:
@@ -165,17 +212,16 @@ def override(name: str, spec: Spec, options: TrainOptions) -> Spec:
         value = parse_yaml(text, f"--set {key}")
         for part in reversed(key.split(".")):
             value = {part: value}
-        config = merged(config, value)
+        config = merged(config, _one_name_each(value))
     if options.env is not None:
         config["env"] = options.env
     if options.dataset is not None:
-        config.pop("input", None)
         config["input_"] = options.dataset
     if options.download is not None:
         if not issubclass(algorithm_class(spec["run"]), CalQL):
             raise UserError(f"--download and --no-download are for CalQL; {spec['run']} does not download data")
         # Only d4rl:// downloads anything; elsewhere there is nothing to allow or forbid.
-        if str(config.get("input_", config.get("input"))).startswith("d4rl://"):
+        if str(config.get("input_")).startswith("d4rl://"):
             config = merged(config, {"input_config": {"download": options.download}})
     if options.framework is not None:
         if options.framework != "torch":
