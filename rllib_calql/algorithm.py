@@ -17,7 +17,7 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS
 from rllib_calql.callbacks import fire_switch_to_online
 from rllib_calql.checkpoint import Checkpoints, checkpoint_weights
 from rllib_calql.config import CalQLConfig
-from rllib_calql.core.update import CalQLUpdate
+from rllib_calql.core.update import Update
 from rllib_calql.data.replay_files import ReplayFiles
 from rllib_calql.dataset import (
     check_capacity,
@@ -98,7 +98,7 @@ class CalQL(Checkpoints, CQL):
         self._weights_to_load = self.config.load_weights_from
 
     @property
-    def update(self) -> CalQLUpdate:
+    def update(self) -> Update:
         """The one update of this run, where it lives in this process."""
         return self.stack.update
 

@@ -86,7 +86,7 @@ def saved_config(folder: Path) -> tuple[type[CalQL], CalQLConfig]:
 
 
 def saved_update(folder: Path) -> dict[str, Any]:
-    """The state of the update (`CalQLUpdate.get_state`) in a (whole, local) checkpoint of either API stack."""
+    """The state of the update (`Update.get_state`) in a (whole, local) checkpoint of either API stack."""
     if not saved_on_policy_stack(folder):
         return _unpickled(folder / COMPONENT_LEARNER_GROUP / COMPONENT_LEARNER / "state.pkl")["update"]
     state = _unpickled(folder / "policies" / DEFAULT_POLICY_ID / "policy_state.pkl")

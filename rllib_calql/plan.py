@@ -12,8 +12,8 @@ from ray.rllib.models.catalog import ModelCatalog
 from rllib_calql.algorithm import CalQL
 from rllib_calql.checkpoint import checkpoint_weights
 from rllib_calql.config import CalQLConfig
+from rllib_calql.core.factory import make_update
 from rllib_calql.core.hyperparameters import UpdateConfig
-from rllib_calql.core.update import CalQLUpdate
 from rllib_calql.data import Mixture
 from rllib_calql.dataset import check_capacity, check_environment, on_this_node, open_offline_data
 from rllib_calql.envs.creation import make_env
@@ -34,9 +34,7 @@ def make_plan(config: CalQLConfig) -> dict[str, dict[str, Any]]:
         check_environment(data, env)
     if env is not None:
         env.close()
-    update = CalQLUpdate(
-        observation_space.shape[0], action_space.shape[0], UpdateConfig.from_settings(vars(config))
-    )
+    update = make_update(observation_space, action_space, UpdateConfig.from_settings(vars(config)))
     if config.load_weights_from is not None:
         update.load_weights(checkpoint_weights(config.load_weights_from))  # they exist, and their shapes fit
     new_stack = config.enable_rl_module_and_learner

@@ -61,7 +61,7 @@ class Stack(Protocol):
         """Takes over what `save` wrote, on this runner and all others."""
 
     def load_update(self, state: Mapping[str, Any]) -> None:
-        """Takes over a `CalQLUpdate`'s state that the other stack saved, on this runner and all others."""
+        """Takes over an `Update`'s state that the other stack saved, on this runner and all others."""
 
     def act(self, observation: Any, explore: bool) -> np.ndarray:
         """The action for one observation of the environment, within its bounds, under the present weights."""

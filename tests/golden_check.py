@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from rllib_calql.core import UpdateConfig, losses
+from rllib_calql.core.calql import ActorValues, CalQLUpdate, CriticValues, Noise
 from rllib_calql.core.networks import TanhGaussian
-from rllib_calql.core.update import ActorValues, CalQLUpdate, CriticValues, Noise
 from rllib_calql.data import return_to_go
 
 Arrays = Mapping[str, np.ndarray]

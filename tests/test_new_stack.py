@@ -48,6 +48,7 @@ def test_the_phase_is_told_with_the_batch() -> None:
     learner = make_learner(min_q_weight_online=0.5)
     batch = to_sample_batch(rows(4)).as_multi_agent()
     learner.update(batch=batch, online=True)
+    assert isinstance(learner.calql, CalQLUpdate)
     assert learner.calql.min_q_weight == 0.5
     learner.update(batch=batch)
     assert learner.calql.min_q_weight == 5.0

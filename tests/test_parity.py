@@ -19,7 +19,7 @@ from ray.rllib.utils.test_utils import (
 )
 
 from rllib_calql import CalQLConfig, CalQLTorchPolicy
-from rllib_calql.core.update import CalQLUpdate
+from rllib_calql.core import CalQLUpdate
 from rllib_calql.data import Transitions
 from rllib_calql.replay_buffer import to_sample_batch
 from tests.golden_check import LIMITS, compare, load_initial, recorded_step, snapshot, update_config
@@ -90,14 +90,15 @@ def test_goldens_through_the_stacks_own_entry_points(name: str, new_stack: bool)
     spaces = (Box(-np.inf, np.inf, (meta["obs_dim"],)), Box(-1.0, 1.0, (meta["act_dim"],)))
     if new_stack:
         learner = config.api_stack(True, True).build_learner(spaces={DEFAULT_MODULE_ID: spaces})
-        update: CalQLUpdate = learner.calql
+        update = learner.calql
+        assert isinstance(update, CalQLUpdate)
     else:
         policy = CalQLTorchPolicy(*spaces, config.to_dict())
         update = policy.update
     load_initial(update, arrays)
     steps = [recorded_step(arrays, t, update) for t in range(meta["n_updates"])]
     noises = iter([noise for _, noise in steps])
-    update.draw_noise = lambda batch_size: next(noises)  # type: ignore[method-assign]
+    update.draw_noise = lambda batch_size: next(noises)
     batches = [columns_of(batch) for batch, _ in steps]
     if new_stack:
         joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}

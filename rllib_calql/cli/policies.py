@@ -34,7 +34,7 @@ from ray.rllib.utils.typing import ActionConnectorDataType, AgentConnectorDataTy
 from rllib_calql.checkpoint import RUN
 from rllib_calql.cli.common import UserError
 from rllib_calql.cli.experiments import algorithm_class
-from rllib_calql.core.update import CalQLUpdate
+from rllib_calql.core.update import Update
 from rllib_calql.new_stack.rl_module import CalQLTorchRLModule
 from rllib_calql.old_stack.policy import CalQLTorchPolicy
 
@@ -50,7 +50,7 @@ class Trained:
     config: dict[str, Any]
     observation_space: gym.Space
     action_space: gym.Space
-    calql: CalQLUpdate | CalQLTorchRLModule | None = None  # CalQL's networks; None of other algorithms
+    calql: Update | CalQLTorchRLModule | None = None  # CalQL's networks; None of other algorithms
     score_range: tuple[float, float] | None = None  # episode returns that score 0 and 1, as the run knew them
     begin_episode: Callable[[int], object] = torch.manual_seed  # starts the exploration of an episode by its seed
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Hashable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from rllib_calql.core.update import Batch, CalQLUpdate, means
+from rllib_calql.core.update import Batch, Update, means
 
 WARM_UP_STEPS = 3  # libraries and buffers set themselves up in steps that no graph may record
 STEPS_PER_LAUNCH = 16
@@ -21,18 +21,10 @@ class Draws(Protocol):
         """A batch; nothing in here may look at a value on the device."""
 
 
-class _Rules(NamedTuple):
-    """What the host decides about a step; a graph is good for the same rules only."""
-
-    online: bool
-    cloning: bool
-    moves_targets: bool
-
-
 class _Graph:
     """Some steps, recorded once and repeated. Without a GPU they are simply done again."""
 
-    def __init__(self, update: CalQLUpdate, rows: Draws, num_steps: int) -> None:
+    def __init__(self, update: Update, rows: Draws, num_steps: int) -> None:
         self._update, self._rows, self._num_steps = update, rows, num_steps
         self.names: list[str] = []
         self.total = torch.zeros(())
@@ -70,10 +62,10 @@ class DeviceSteps:
         rows: where batches are drawn.
     """
 
-    def __init__(self, update: CalQLUpdate, rows: Draws) -> None:
+    def __init__(self, update: Update, rows: Draws) -> None:
         self._update, self._rows = update, rows
-        self._graphs: dict[tuple[_Rules, int], _Graph] = {}
-        self._warm: set[_Rules] = set()
+        self._graphs: dict[tuple[Hashable, int], _Graph] = {}
+        self._warm: set[Hashable] = set()
 
     def run(self, num_updates: int) -> dict[str, float]:
         """`num_updates` steps under the phase that the update is in; the means of their figures."""
@@ -85,9 +77,9 @@ class DeviceSteps:
                 sums[name] = sums[name] + value if name in sums else value.clone()
 
         while done < num_updates:
-            rules = self._rules(update.num_updates)
+            rules = update.rules(update.num_updates)
             steps = STEPS_PER_LAUNCH if num_updates - done >= STEPS_PER_LAUNCH else 1
-            if any(self._rules(update.num_updates + i) != rules for i in range(1, steps)):
+            if any(update.rules(update.num_updates + i) != rules for i in range(1, steps)):
                 steps = 1
             if rules not in self._warm:
                 steps = min(WARM_UP_STEPS, num_updates - done)
@@ -100,15 +92,7 @@ class DeviceSteps:
             done += steps
         return means(sums, num_updates)
 
-    def _rules(self, number: int) -> _Rules:
-        config = self._update.config
-        return _Rules(
-            self._update.online,
-            number < config.bc_iters,
-            (number + 1) % config.target_network_update_freq == 0,
-        )
-
-    def _graph(self, rules: _Rules, steps: int) -> _Graph:
+    def _graph(self, rules: Hashable, steps: int) -> _Graph:
         if (rules, steps) not in self._graphs:
             self._graphs[rules, steps] = _Graph(self._update, self._rows, steps)
         return self._graphs[rules, steps]

@@ -20,43 +20,16 @@ from ray.rllib.utils.metrics import (
 )
 from torch import Tensor, distributed
 
+from rllib_calql.core.factory import make_update
 from rllib_calql.core.hyperparameters import UpdateConfig
-from rllib_calql.core.update import CalQLUpdate, Noise
 from rllib_calql.new_stack.rl_module import CalQLTorchRLModule
 from rllib_calql.replay_buffer import from_sample_batch
 
 UPDATE = "update"
 
 
-class ShardedUpdate(CalQLUpdate):
-    """The update of learner `index` of `num_learners`, each of which sees every n-th row of the same batches.
-
-    All learners draw the same noise for the whole batch and keep that of their own rows, and gradients are
-    averaged: together they do what a single learner does with the whole batch, and they stay bit-equal.
-    """
-
-    def __init__(self, index: int, num_learners: int, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._index, self._num_learners = index, num_learners
-        self.reduce_gradients = self._average
-
-    def draw_noise(self, batch_size: int) -> Noise:
-        """Noise for this learner's rows of a batch of `batch_size * num_learners`."""
-        whole = super().draw_noise(batch_size * self._num_learners)
-        rows = slice(self._index, None, self._num_learners)
-        return whole._replace(**{name: getattr(whole, name)[rows] for name in Noise._fields[:5]})
-
-    def _average(self, gradients: list[Tensor]) -> None:
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        distributed.all_reduce(flat)
-        flat.div_(self._num_learners)
-        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
-
-
 class CalQLTorchLearner(TorchLearner):
-    """A Learner whose networks, losses and optimiser are those of `CalQLUpdate`.
+    """A Learner whose networks, losses and optimiser are those of an `Update`.
 
     Nothing of RLlib's own loss machinery is used: the target networks move with every gradient step, and
     everything that learns is in the state. The RLModule is the update's actor.
@@ -70,14 +43,17 @@ class CalQLTorchLearner(TorchLearner):
         module = self.module[DEFAULT_MODULE_ID]
         assert isinstance(module, CalQLTorchRLModule)
         settings = UpdateConfig.from_settings(vars(self.config))
-        sizes = (module.observation_space.shape[0], module.act_dim)
         num_learners = max(1, self.config.num_learners)
         seed = self.config.seed
-        if num_learners == 1:
-            self.calql = CalQLUpdate(*sizes, settings, self._device, seed)
-        else:
+        if num_learners > 1:
             seed = first_learners(np.random.SeedSequence(seed).entropy)
-            self.calql = ShardedUpdate(self._learner_index, num_learners, *sizes, settings, self._device, seed)
+        spaces = (module.observation_space, module.action_space)
+        self.calql = make_update(*spaces, settings, self._device, seed)
+        if num_learners > 1:
+            # Each sees every n-th row of the same batches, under the noise of these rows: together they do what
+            # one learner does with whole batches, and they stay bit-equal.
+            self.calql.shard = (self._learner_index, num_learners)
+            self.calql.reduce_gradients = average
         module.share(self.calql)
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
@@ -85,7 +61,7 @@ class CalQLTorchLearner(TorchLearner):
 
     def compute_loss_for_module(self, **kwargs: Any) -> Tensor:
         """Not used: the update computes the losses, each with its own gradients."""
-        raise NotImplementedError("CalQL's losses are those of CalQLUpdate: subclass that")
+        raise NotImplementedError("CalQL's losses are those of rllib_calql.core.Update: subclass that")
 
     def _make_modules_ddp_if_necessary(self) -> None:
         """No wrapper around the module: the update averages gradients itself."""
@@ -176,3 +152,13 @@ def first_learners(number: Any) -> int:
     numbers = [number]
     distributed.broadcast_object_list(numbers)
     return int(numbers[0])
+
+
+def average(gradients: list[Tensor]) -> None:
+    """Puts the learners' mean gradients in the place of each one's own."""
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    distributed.all_reduce(flat)
+    flat.div_(distributed.get_world_size())
+    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))

@@ -14,7 +14,7 @@ from ray.rllib.utils.spaces.space_utils import unsquash_action
 from torch import Tensor
 
 from rllib_calql.core.networks import TanhGaussian, TanhGaussianActor
-from rllib_calql.core.update import CalQLUpdate
+from rllib_calql.core.update import Update
 from rllib_calql.data.prepare import require_flat_box
 
 
@@ -46,7 +46,7 @@ class CalQLTorchRLModule(TorchRLModule):
         self.action_dist_cls = SquashedGaussian
         self._noise: dict[int, torch.Generator] = {}
 
-    def share(self, update: CalQLUpdate) -> None:
+    def share(self, update: Update) -> None:
         """From now on this module is the update's actor and normaliser; nothing is copied."""
         self.actor, self.obs_mean, self.obs_std = update.actor, update.obs_mean, update.obs_std
 

@@ -22,7 +22,7 @@ from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS
 
 from rllib_calql.checkpoint import saved_update
-from rllib_calql.core.update import CalQLUpdate
+from rllib_calql.core.update import Update
 from rllib_calql.data.transitions import Batch
 from rllib_calql.data.whole import CheckpointError
 from rllib_calql.envs.creation import observation_space_of
@@ -48,7 +48,7 @@ class LearnerStack:
         self._refresh()
 
     @property
-    def update(self) -> CalQLUpdate:
+    def update(self) -> Update:
         """The update of this process (ValueError: with remote learners there is none)."""
         if self._learners.is_remote:
             raise ValueError("the update is in the remote learners: use algo.learner_group.foreach_learner(...)")

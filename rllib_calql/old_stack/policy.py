@@ -15,9 +15,9 @@ from ray.rllib.policy.torch_policy import TorchPolicy
 from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
 from torch import Tensor, nn
 
+from rllib_calql.core.factory import make_update
 from rllib_calql.core.hyperparameters import UpdateConfig
 from rllib_calql.core.networks import TanhGaussianActor
-from rllib_calql.core.update import CalQLUpdate
 from rllib_calql.data.prepare import require_flat_box
 from rllib_calql.envs.success import EPISODE_SUCCESS
 from rllib_calql.replay_buffer import from_sample_batch
@@ -45,7 +45,7 @@ class ActorModel(TorchModelV2, nn.Module):
 
 
 class CalQLTorchPolicy(CQLTorchPolicy):
-    """A CQL policy whose networks, losses and optimisers are those of `CalQLUpdate`.
+    """A CQL policy whose networks, losses and optimisers are those of an `Update`.
 
     Nothing of CQL's own construction is used: its target networks start unsynchronised, its random actions
     ignore the action space, and it updates only when a batch happens to have `train_batch_size` rows.
@@ -66,8 +66,7 @@ class CalQLTorchPolicy(CQLTorchPolicy):
         for name, requirement in self.view_requirements.items():
             requirement.used_for_compute_actions = name == SampleBatch.OBS
         settings, seed = UpdateConfig.from_settings(config), config["seed"]
-        obs_dim, act_dim = observation_space.shape[0], action_space.shape[0]
-        self.update = CalQLUpdate(obs_dim, act_dim, settings, self.device, seed)
+        self.update = make_update(observation_space, action_space, settings, self.device, seed)
         self.model.actor, self.model.normalize = self.update.actor, self.update.normalize
         self._action_noise = torch.Generator()
         self.begin_episode(seed if seed is not None else int(np.random.SeedSequence().generate_state(1)[0]))

@@ -21,7 +21,7 @@ from ray.rllib.utils.metrics import (
 from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
 
 from rllib_calql.core.graphs import DeviceSteps
-from rllib_calql.core.update import CalQLUpdate
+from rllib_calql.core.update import Update
 from rllib_calql.data.resident import ResidentReplay
 from rllib_calql.data.transitions import Batch
 from rllib_calql.envs.success import EPISODE_SUCCESS
@@ -44,7 +44,7 @@ class PolicyStack:
         return self._algorithm.get_policy()
 
     @property
-    def update(self) -> CalQLUpdate:
+    def update(self) -> Update:
         """The one update of this run."""
         return self._policy.update
 
