@@ -120,7 +120,10 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         pointmaze.open("small")
 
 
-@pytest.mark.parametrize(("name", "share"), [("umaze-expert", 1.0), ("medium-narrow", 0.6), ("medium-play", 0.2)])
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("umaze-expert", 1.0), ("umaze-narrow", 0.6), ("medium-narrow", 0.6), ("medium-play", 0.2)],
+)
 def test_recipes_are_made_and_fit_their_environment(name: str, share: float, monkeypatch: Any) -> None:
     small = replace(RECIPES[name], num_rows=4000)
     monkeypatch.setitem(RECIPES, name, small)

@@ -64,11 +64,19 @@ class Recipe:
     seed: int = 0
 
 
+_UMAZE = {"frame_skip": 5, "max_episode_steps": 100, "position_noise": 0.25}
 _MEDIUM = {"frame_skip": 5, "max_episode_steps": 150, "position_noise": 0.25}
 
 RECIPES: dict[str, Recipe] = {
     # Good demonstrations from the one start to the goal, and nothing else.
     "umaze-expert": Recipe("rllib_calql/PointMaze-UMaze-v3", (Walker(1.0, noise=0.1),), 20_000),
+    # As "medium-narrow", in the small maze.
+    "umaze-narrow": Recipe(
+        "rllib_calql/PointMaze-UMaze-v3",
+        (Walker(0.5, noise=0.3, speed=3.0), Walker(0.5, noise=0.5, speed=3.0, wanders=True)),
+        5_000,
+        _UMAZE,
+    ),
     # One start, half of the episodes noisy demonstrations and half without aim: narrow where it succeeds.
     "medium-narrow": Recipe(
         "rllib_calql/PointMaze-Medium-v3",
