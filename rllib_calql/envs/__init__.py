@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium as gym
 
-# Time limits of D4RL: AntMaze v2, and maze2d for PointMaze.
-_TASKS = {
-    "AntMaze-UMaze-v2": ("AntMaze", "umaze", 700),
-    "AntMaze-Medium-v2": ("AntMaze", "medium", 1000),
-    "AntMaze-Large-v2": ("AntMaze", "large", 1000),
-    "PointMaze-UMaze-v3": ("PointMaze", "umaze", 300),
-    "PointMaze-Medium-v3": ("PointMaze", "medium", 600),
-    "PointMaze-Large-v3": ("PointMaze", "large", 800),
+# Where each is defined, and its time limit: D4RL's of AntMaze v2, of maze2d for PointMaze, of the binary Adroit
+# tasks of Cal-QL's experiments.
+_TASKS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "AntMaze-UMaze-v2": ("mazes:AntMaze", 700, {"maze": "umaze"}),
+    "AntMaze-Medium-v2": ("mazes:AntMaze", 1000, {"maze": "medium"}),
+    "AntMaze-Large-v2": ("mazes:AntMaze", 1000, {"maze": "large"}),
+    "PointMaze-UMaze-v3": ("mazes:PointMaze", 300, {"maze": "umaze"}),
+    "PointMaze-Medium-v3": ("mazes:PointMaze", 600, {"maze": "medium"}),
+    "PointMaze-Large-v3": ("mazes:PointMaze", 800, {"maze": "large"}),
+    "Adroit-Pen-Binary-v0": ("adroit:Pen", 100, {}),
+    "Adroit-Door-Binary-v0": ("adroit:Door", 200, {}),
+    "Adroit-Relocate-Binary-v0": ("adroit:Relocate", 200, {}),
 }
 
 
 def register() -> None:
     """Make the ids (`gymnasium.make("rllib_calql/AntMaze-UMaze-v2")`) known; harmless when repeated."""
-    for name, (kind, maze, limit) in _TASKS.items():
+    for name, (place, limit, arguments) in _TASKS.items():
         if f"rllib_calql/{name}" not in gym.registry:
             gym.register(
                 f"rllib_calql/{name}",
-                entry_point=f"rllib_calql.envs.mazes:{kind}",
+                entry_point=f"rllib_calql.envs.{place}",
                 max_episode_steps=limit,
-                kwargs={"maze": maze},
+                kwargs=arguments,
             )

@@ -7,7 +7,6 @@ D4RL's reference scores of these tasks are 0 and 1, so the normalised score of a
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 
 from rllib_calql.envs.layouts import Cell, Frame, Layout, MazeMap, check_cell, default_map
+from rllib_calql.envs.robotics import robotics
 
 
 class Maze(gym.Env[np.ndarray, np.ndarray]):
@@ -58,7 +58,7 @@ class Maze(gym.Env[np.ndarray, np.ndarray]):
         self.goal = layout.cell_to_xy(layout.goal)
 
         simulated_map = layout.walls.astype(int).tolist()
-        self._simulation = _robotics(robot)(
+        self._simulation = robotics(f"maze.{robot}")(
             maze_map=simulated_map[::-1] if layout.frame == "d4rl" else simulated_map,
             render_mode=render_mode,
             continuing_task=False,
@@ -253,14 +253,3 @@ class PointMaze(Maze):
         )
         # gymnasium-robotics offers no argument for it.
         self.frame_skip = self._robot.frame_skip = frame_skip
-
-
-def _robotics(robot: str) -> Any:
-    """The class `module:Name` of gymnasium-robotics' mazes."""
-    module, name = robot.split(":")
-    try:
-        return getattr(importlib.import_module(f"gymnasium_robotics.envs.maze.{module}"), name)
-    except ImportError as error:
-        raise ImportError(
-            f"the mazes need gymnasium-robotics and MuJoCo ({error}): pip install rllib_calql[robotics]"
-        ) from error
