@@ -119,8 +119,15 @@ class CalQL(Checkpoints, CQL):
     @property
     def _num_earned(self) -> int:
         """Online updates that the steps collected so far have earned, and that are still to be done."""
-        earned = math.floor(self.summary.num_online_env_steps * self.config.utd_ratio)
+        steps = max(0, self.summary.num_online_env_steps - self.config.warmup_env_steps)
+        earned = math.floor(steps * self.config.utd_ratio)
         return self.config.num_offline_updates + earned - self.stack.num_updates
+
+    @property
+    def _random_actions(self) -> bool:
+        """Whether the next episodes are to be explored at random."""
+        warming_up = self.summary.num_online_env_steps < self.config.warmup_env_steps
+        return warming_up and self.config.warmup_actions == "random"
 
     # ---- training
 
@@ -161,7 +168,7 @@ class CalQL(Checkpoints, CQL):
         while online and self._steps < self.config.min_env_steps_per_iteration and not self._collected:
             self._collect()
             if self.config.overlap_sampling and not self._collected:
-                self.stack.request()
+                self.stack.request(self._random_actions)
             self._learn(self._num_earned, online)
         self._figures = self._means.result()
         if num_updates := self.stack.num_updates - updates_before:
@@ -178,7 +185,7 @@ class CalQL(Checkpoints, CQL):
     def _collect(self) -> None:
         """Whole episodes, one per runner or more, into the replay."""
         start = time.perf_counter()
-        episodes = self.stack.collect()
+        episodes = self.stack.collect(self._random_actions)
         for episode in episodes:
             self.local_replay_buffer.add_episode(episode.rows)
             self.summary.add_episode(len(episode.rows), self._training_score(episode))

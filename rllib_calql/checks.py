@@ -169,6 +169,7 @@ KIND_NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
 _INTS = (
     "num_offline_updates",
     "num_online_env_steps",
+    "warmup_env_steps",
     "min_train_updates_per_iteration",
     "min_env_steps_per_iteration",
     "online_capacity",
@@ -232,7 +233,14 @@ MODEL_SETTINGS = ("policy_model_config", "q_model_config")
 _TINY = 1e-12
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(
-        ("num_offline_updates", "num_online_env_steps", "bc_iters", "min_q_weight", "min_q_weight_online"),
+        (
+            "num_offline_updates",
+            "num_online_env_steps",
+            "warmup_env_steps",
+            "bc_iters",
+            "min_q_weight",
+            "min_q_weight_online",
+        ),
         (0, math.inf),
     ),
     **dict.fromkeys(
@@ -256,6 +264,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "tau": (_TINY, 1.0),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
+    "actor_q": ("min", "mean"),
+    "warmup_actions": ("policy", "random"),
     "precision": ("float32", "bfloat16", "float64"),
     "replay_device": ("auto", "host", "update"),
     "truncation_mode": ("stop", "infinite", "drop"),

@@ -15,14 +15,16 @@ from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rllib_calql.checks import ALIASES, MODEL_KEYS, MODEL_SETTINGS, checked, is_search_space
-from rllib_calql.core.hyperparameters import Precision
+from rllib_calql.core.hyperparameters import ActorQ, Precision
 from rllib_calql.data import Preparation, Transitions, open_source
 from rllib_calql.data.mixture import entries_of
 from rllib_calql.data.returns import Truncation
 from rllib_calql.envs.creation import FROM_DATASET, RECORDED
+from rllib_calql.presets import PRESET, with_preset
 from rllib_calql.validation import check_data, check_ranges, check_rllib_settings
 
 ReplayDevice = Literal["auto", "host", "update"]
+WarmUpActions = Literal["policy", "random"]
 
 
 class CalQLConfig(CQLConfig):
@@ -58,6 +60,8 @@ class CalQLConfig(CQLConfig):
         self.min_env_steps_per_iteration = 1
         self.overlap_sampling = False
         self.utd_ratio = 1.0
+        self.warmup_env_steps = 0
+        self.warmup_actions: WarmUpActions = "policy"
         self.mixing_ratio: float | list[list[float]] = 0.5
         self.online_capacity = 1_000_000
         self.replay_device: ReplayDevice = "auto"
@@ -74,6 +78,7 @@ class CalQLConfig(CQLConfig):
         # networks
         self.num_critics = 2
         self.num_target_critics: int | None = None
+        self.actor_q: ActorQ = "min"
         self.critic_layer_norm = False
         self.orthogonal_init = True
         self.precision: Precision = "float32"
@@ -179,6 +184,8 @@ class CalQLConfig(CQLConfig):
         min_env_steps_per_iteration: int = NotProvided,
         overlap_sampling: bool = NotProvided,
         utd_ratio: float = NotProvided,
+        warmup_env_steps: int = NotProvided,
+        warmup_actions: WarmUpActions = NotProvided,
         mixing_ratio: float | Sequence[Sequence[float]] = NotProvided,
         online_capacity: int = NotProvided,
         replay_device: ReplayDevice = NotProvided,
@@ -193,6 +200,7 @@ class CalQLConfig(CQLConfig):
         score_range: Sequence[float] | str | None = NotProvided,
         num_critics: int = NotProvided,
         num_target_critics: int | None = NotProvided,
+        actor_q: ActorQ = NotProvided,
         critic_layer_norm: bool = NotProvided,
         orthogonal_init: bool = NotProvided,
         precision: Precision = NotProvided,
@@ -225,6 +233,8 @@ class CalQLConfig(CQLConfig):
                 this one, under the weights from before them. Counters and `utd_ratio` stay exact; a checkpoint
                 waits for the episodes that are being collected, and holds them.
             utd_ratio: Updates per online environment step.
+            warmup_env_steps: First online environment steps, in whole episodes, that earn no updates.
+            warmup_actions: "policy": they are the pre-trained policy's; "random": uniform.
             mixing_ratio: Share of offline rows in an online batch: a number in [0, 1]; -1 for their share of
                 all rows seen so far; or a schedule [[env_steps, ratio], ...], linear between points.
             online_capacity: Online rows kept; the oldest whole episodes go first.
@@ -249,6 +259,7 @@ class CalQLConfig(CQLConfig):
                 score is the success rate.
             num_critics: Size E of the ensemble of critics.
             num_target_critics: Random subset of target critics whose minimum makes the TD target (all).
+            actor_q: The actor maximises the critics' "min" or, in large ensembles, their "mean".
             critic_layer_norm: LayerNorm before each hidden activation of the critics.
             orthogonal_init: Orthogonal weights and zero biases; False for torch's default.
             precision: "float32", or "bfloat16" for the critics' matrix products (parameters, reductions and
@@ -329,13 +340,29 @@ class CalQLConfig(CQLConfig):
         super().offline_data(**kwargs)
         return self
 
+    @classmethod
+    def preset(cls, name: str) -> Self:
+        """A config of a method by its name, such as "cql-sac"; `docs/presets.md` has them all.
+
+        .. code-block:: python
+
+            config = CalQLConfig.preset("cql-sac").environment(...).offline_data(...).training(...)
+
+        Raises:
+            ValueError: there is no such preset.
+        """
+        return cls().update_from_dict({PRESET: name})
+
     # ---- checked setting of values, from Python, dicts and YAML alike
 
     def update_from_dict(self, config_dict: Mapping[str, Any]) -> Self:
-        """Merges a dict or YAML block; refuses what is unknown, and reads numbers that YAML gave as text."""
+        """Merges a dict or YAML block; refuses what is unknown, and reads numbers that YAML gave as text.
+
+        A key `preset` stands for the settings of `CalQLConfig.preset(NAME)`: what comes before it is replaced.
+        """
         known = set(vars(self)) | ALIASES
         rest: dict[str, Any] = {}
-        for key, value in config_dict.items():
+        for key, value in with_preset(config_dict).items():
             if key.startswith("__"):  # Tune's own notes for the trial, such as __stdout_file__
                 continue
             name = self._translate_special_keys(key, warn_deprecated=False)

@@ -38,6 +38,7 @@ def make_plan(config: CalQLConfig) -> dict[str, dict[str, Any]]:
     if config.load_weights_from is not None:
         update.load_weights(checkpoint_weights(config.load_weights_from))  # they exist, and their shapes fit
     new_stack = config.enable_rl_module_and_learner
+    online = max(0, config.num_online_env_steps - config.warmup_env_steps)
     offline, per_iteration = config.num_offline_updates, config.min_train_updates_per_iteration
     plan: dict[str, dict[str, Any]] = {
         "environment": environment,
@@ -45,7 +46,7 @@ def make_plan(config: CalQLConfig) -> dict[str, dict[str, Any]]:
             "offline updates": offline,
             "offline iterations": math.ceil(offline / per_iteration),
             "online environment steps": config.num_online_env_steps,
-            "online updates": math.floor(config.num_online_env_steps * config.utd_ratio),
+            "online updates": math.floor(online * config.utd_ratio),
             "batch size": config.total_train_batch_size,
             "mixing ratio": config.mixing_ratio,
         },

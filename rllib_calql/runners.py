@@ -18,9 +18,9 @@ ATTEMPTS = 3
 
 
 class Runners:
-    """The training runners of an algorithm, each of which answers `collect(runner)`."""
+    """The training runners of an algorithm, each of which answers `collect(runner, random_actions)`."""
 
-    def __init__(self, algorithm: Algorithm, collect: Callable[[Any], Any]) -> None:
+    def __init__(self, algorithm: Algorithm, collect: Callable[[Any, bool], Any]) -> None:
         self._algorithm, self._collect = algorithm, collect
         self.num_asked = 0  # runners that are collecting for us now
 
@@ -33,11 +33,14 @@ class Runners:
         """Whether the episodes come from other processes than this one."""
         return self._group.num_remote_env_runners() > 0
 
-    def ask(self) -> None:
+    def ask(self, random_actions: bool = False) -> None:
         """Lets every living remote runner collect, and does not wait for it."""
-        self.num_asked = self._group.foreach_env_runner_async(self._collect, tag=_TAG)
+        collect = self._collect
+        self.num_asked = self._group.foreach_env_runner_async(
+            lambda runner: collect(runner, random_actions), tag=_TAG
+        )
 
-    def results(self) -> list[Any]:
+    def results(self, random_actions: bool = False) -> list[Any]:
         """What the runners have been asked for, in their order; they are asked now if they have not been.
 
         Results of runners that die are missing (RLlib restarts them before the next iteration); where all have
@@ -48,11 +51,11 @@ class Runners:
                 are not to be restarted.
         """
         if not self.remote:
-            return [self._collect(self._group.local_env_runner)]
+            return [self._collect(self._group.local_env_runner, random_actions)]
         for _ in range(ATTEMPTS):
             wait_for_one(self._algorithm, self._group)
             if self.num_asked == 0:
-                self.ask()
+                self.ask(random_actions)
             found = self._group.fetch_ready_async_reqs(tags=_TAG, timeout_seconds=None)
             self.num_asked = 0
             if found:

@@ -38,15 +38,18 @@ class Stack(Protocol):
     def learn(self, sample: Callable[[], Batch], num_updates: int, online: bool) -> dict[str, float]:
         """`num_updates` updates under the phase's rules; the means of their figures."""
 
-    def request(self) -> None:
+    def request(self, random_actions: bool = False) -> None:
         """Lets the remote runners collect whole episodes under the present weights, and does not wait."""
 
     @property
     def requested(self) -> bool:
         """Whether remote runners are collecting what the next `collect` gives."""
 
-    def collect(self) -> list[Episode]:
-        """Whole episodes, one per runner or more: those requested, else new ones under the present weights."""
+    def collect(self, random_actions: bool = False) -> list[Episode]:
+        """Whole episodes, one per runner or more: those requested, else new ones under the present weights.
+
+        With `random_actions` they are uniform, whatever the weights.
+        """
 
     def training_results(self, figures: Mapping[str, float]) -> dict[str, Any] | None:
         """An iteration's learning figures as `training_step` returns them."""

@@ -80,6 +80,18 @@ def check_ranges(config: CalQLConfig) -> None:
         raise ValueError(f"clip_diff_min={config.clip_diff_min} is above clip_diff_max={config.clip_diff_max}")
     if config.lagrangian and config.min_q_weight == 0.0:
         raise ValueError("lagrangian=True weighs a conservative term that min_q_weight=0 switches off")
+    if config.calibrate and config.min_q_weight == 0.0 and not config.min_q_weight_online:
+        raise ValueError(
+            "calibrate=True bounds actions in a conservative term that min_q_weight=0 switches off: set "
+            "calibrate=False too"
+        )
+    if config.warmup_actions != "policy" and config.warmup_env_steps == 0:
+        raise ValueError(f"warmup_actions={config.warmup_actions!r} needs warmup_env_steps above 0")
+    if 0 < config.num_online_env_steps <= config.warmup_env_steps:
+        raise ValueError(
+            f"warmup_env_steps={config.warmup_env_steps} leaves nothing of num_online_env_steps="
+            f"{config.num_online_env_steps} to learn in"
+        )
     scores = config.score_range
     known = scores in TASKS and reference_scores(scores) if isinstance(scores, str) else is_interval(scores)
     if scores is not None and not known:

@@ -104,6 +104,7 @@ def test_every_setting_reaches_the_update() -> None:
         "critic_layer_norm": True,
         "num_critics": 5,
         "num_target_critics": 3,
+        "actor_q": "mean",
         "orthogonal_init": False,
         "precision": "float64",
         "learn_alpha": False,

@@ -26,6 +26,7 @@ from rllib_calql import CalQL
 from rllib_calql.cli.common import UserError, parse_mapping, parse_yaml
 from rllib_calql.cli.options import REFUSED, TrainAlgorithmOptions, TrainFileOptions, TrainOptions
 from rllib_calql.cli.search import is_written_space, with_spaces
+from rllib_calql.presets import PRESET
 
 Spec = dict[str, Any]
 
@@ -54,6 +55,18 @@ def merged(base: Any, change: Any) -> Any:
     if is_written_space(base) or is_written_space(change):
         return change
     return base | {key: merged(base.get(key), value) for key, value in change.items()}
+
+
+def laid_over(config: Spec, changes: Spec) -> Spec:
+    """`merged` for settings, in the order in which they count (see `presets.with_preset`).
+
+    A preset among the changes replaces one in `config`, and counts before the other changes and after `config`.
+    """
+    if PRESET not in changes:
+        return merged(config, changes)
+    kept = {key: value for key, value in config.items() if key != PRESET and key not in changes}
+    changes = {key: merged(config.get(key), value) for key, value in changes.items()}
+    return kept | {PRESET: changes.pop(PRESET)} | changes
 
 
 # ---- reading -----------------------------------------------------------------------------------------------
@@ -116,7 +129,7 @@ def _extended(name: str, spec: Spec, place: str, extending: tuple[str, ...]) -> 
     if len(experiments) != 1:
         raise UserError(f"{place}: experiment {name!r} extends {base}, which holds {len(experiments)} experiments")
     (base_spec,) = experiments.values()
-    return merged(base_spec, spec)
+    return merged(base_spec, spec) | {"config": laid_over(base_spec["config"], spec["config"])}
 
 
 def _load_path(path: Path) -> dict[str, Spec]:
@@ -130,7 +143,7 @@ def _load_path(path: Path) -> dict[str, Spec]:
     else:
         raise UserError(f"{path} is neither a .yaml nor a .py file")
     for spec in experiments.values():
-        config = spec["config"] = _one_name_each(spec.get("config") or {})
+        config = spec["config"] = laid_over({}, _one_name_each(spec.get("config") or {}))
         if "env" in spec:
             config["env"] = spec.pop("env")
         _absolute_input(config, path.parent)
@@ -203,8 +216,7 @@ def override(name: str, spec: Spec, options: TrainOptions) -> Spec:
     spec = {key: value for key, value in spec.items() if value is not None}
     if "run" not in spec:
         raise UserError(f"experiment {name!r}: `run`, the name of the algorithm, is missing")
-    config = spec["config"]
-    config = merged(config, _one_name_each(parse_mapping(options.config, "--config")))
+    changes = _one_name_each(parse_mapping(options.config, "--config"))
     for setting in options.set_ or []:
         key, equals, text = setting.partition("=")
         if not equals or not key:
@@ -212,7 +224,8 @@ def override(name: str, spec: Spec, options: TrainOptions) -> Spec:
         value = parse_yaml(text, f"--set {key}")
         for part in reversed(key.split(".")):
             value = {part: value}
-        config = merged(config, _one_name_each(value))
+        changes = merged(changes, _one_name_each(value))
+    config = laid_over(spec["config"], changes)
     if options.env is not None:
         config["env"] = options.env
     if options.dataset is not None:

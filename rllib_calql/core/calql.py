@@ -176,7 +176,7 @@ class CalQLUpdate(Update):
         else:
             actions, log_probs = policy.sample(noise.actor)
             q_policy = self.critic_passes.values_of_actions(observations, actions.unsqueeze(1)).squeeze(-1)
-            loss = losses.actor_loss(alpha, log_probs, q_policy)
+            loss = losses.actor_loss(alpha, log_probs, q_policy, self.config.actor_q == "mean")
         temperature_loss = None
         if self.config.learn_alpha:
             temperature_loss = losses.temperature_loss(self.log_alpha, log_probs, self.target_entropy)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 Precision = Literal["float32", "bfloat16", "float64"]
+ActorQ = Literal["min", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class UpdateConfig:
     critic_layer_norm: bool = False
     num_critics: int = 2
     num_target_critics: int | None = None
+    actor_q: ActorQ = "min"
     orthogonal_init: bool = True
     precision: Precision = "float32"
     # entropy temperature

@@ -21,15 +21,17 @@ def temperature_loss(log_alpha: Tensor, log_probs: Tensor, target_entropy: float
     return -log_alpha * (log_probs.detach() + target_entropy).mean()
 
 
-def actor_loss(alpha: Tensor, log_probs: Tensor, q_policy: Tensor) -> Tensor:
+def actor_loss(alpha: Tensor, log_probs: Tensor, q_policy: Tensor, average: bool = False) -> Tensor:
     """SAC's E[alpha * log pi(a|s) - min_i Q_i(s, a)]; a scalar.
 
     Args:
         alpha: entropy temperature, a scalar without gradient.
         log_probs: (B,) of one reparameterised action per state.
         q_policy: (E, B), the critics' values of those actions.
+        average: the mean over critics in the place of the minimum (REDQ, Chen et al. 2021, for large ensembles).
     """
-    return (alpha * log_probs - q_policy.amin(0)).mean()
+    q = q_policy.mean(0) if average else q_policy.amin(0)
+    return (alpha * log_probs - q).mean()
 
 
 def behavior_cloning_loss(alpha: Tensor, log_std_log_probs: Tensor, mode: Tensor, actions: Tensor) -> Tensor:

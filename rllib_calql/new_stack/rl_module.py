@@ -13,6 +13,7 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.utils.spaces.space_utils import unsquash_action
 from torch import Tensor
 
+from rllib_calql.core.acting import random_actions
 from rllib_calql.core.networks import TanhGaussian, TanhGaussianActor
 from rllib_calql.core.update import Update
 from rllib_calql.data.prepare import require_flat_box
@@ -44,6 +45,7 @@ class CalQLTorchRLModule(TorchRLModule):
         self.register_buffer("obs_mean", torch.zeros(obs_dim, dtype=self.dtype))
         self.register_buffer("obs_std", torch.ones(obs_dim, dtype=self.dtype))
         self.action_dist_cls = SquashedGaussian
+        self.random_actions = False  # explore without regard to the observations
         self._noise: dict[int, torch.Generator] = {}
 
     def share(self, update: Update) -> None:
@@ -90,7 +92,10 @@ class CalQLTorchRLModule(TorchRLModule):
     @torch.no_grad()
     def _act(self, observations: Tensor, noise: Tensor | None) -> dict[str, Any]:
         policy = self.policy(observations)
-        actions, log_probs = policy.sample(torch.zeros_like(policy.mean) if noise is None else noise)
+        if noise is not None and self.random_actions:
+            actions, log_probs = random_actions(noise)
+        else:
+            actions, log_probs = policy.sample(torch.zeros_like(policy.mean) if noise is None else noise)
         return {
             Columns.ACTIONS: actions,
             Columns.ACTION_LOGP: log_probs,

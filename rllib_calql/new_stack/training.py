@@ -111,18 +111,18 @@ class LearnerStack:
         self._algorithm.metrics.aggregate(results, key=LEARNER_RESULTS)
         return figures.result()
 
-    def request(self) -> None:
+    def request(self, random_actions: bool = False) -> None:
         self._send_weights()
-        self._runners.ask()
+        self._runners.ask(random_actions)
 
     @property
     def requested(self) -> bool:
         return self._runners.num_asked > 0
 
-    def collect(self) -> list[Episode]:
+    def collect(self, random_actions: bool = False) -> list[Episode]:
         if not self.requested:
             self._send_weights()
-        results = self._runners.results()
+        results = self._runners.results(random_actions)
         self._algorithm.metrics.aggregate([metrics for _, metrics in results], key=ENV_RUNNER_RESULTS)
         return [episode for episodes, _ in results for episode in episodes]
 
@@ -199,5 +199,6 @@ def _shut_down(learners: Callable[[], Any]) -> None:
         group.shutdown()
 
 
-def _collect(runner: Any) -> tuple[list[Episode], dict[str, Any]]:
+def _collect(runner: Any, random_actions: bool) -> tuple[list[Episode], dict[str, Any]]:
+    runner.module.random_actions = random_actions
     return runner.collect()

@@ -15,6 +15,7 @@ from ray.rllib.policy.torch_policy import TorchPolicy
 from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
 from torch import Tensor, nn
 
+from rllib_calql.core.acting import random_actions
 from rllib_calql.core.factory import make_update
 from rllib_calql.core.hyperparameters import UpdateConfig
 from rllib_calql.core.networks import TanhGaussianActor
@@ -68,6 +69,7 @@ class CalQLTorchPolicy(CQLTorchPolicy):
         settings, seed = UpdateConfig.from_settings(config), config["seed"]
         self.update = make_update(observation_space, action_space, settings, self.device, seed)
         self.model.actor, self.model.normalize = self.update.actor, self.update.normalize
+        self.random_actions = False  # explore without regard to the observations
         self._action_noise = torch.Generator()
         self.begin_episode(seed if seed is not None else int(np.random.SeedSequence().generate_state(1)[0]))
 
@@ -83,6 +85,8 @@ class CalQLTorchPolicy(CQLTorchPolicy):
         if explore:
             shape = (len(observations), self.update.act_dim)
             noise = torch.randn(shape, generator=self._action_noise).to(self.device)
+            if self.random_actions:
+                return random_actions(noise)
         return self.update.act(observations.reshape(len(observations), -1).float(), noise)
 
     def compute_log_likelihoods(

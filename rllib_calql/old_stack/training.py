@@ -89,18 +89,18 @@ class PolicyStack:
         self._resident = resident, DeviceSteps(self.update, resident)
         return self._resident
 
-    def request(self) -> None:
+    def request(self, random_actions: bool = False) -> None:
         self._algorithm.env_runner_group.sync_weights(policies=[DEFAULT_POLICY_ID], inference_only=True)
-        self._runners.ask()
+        self._runners.ask(random_actions)
 
     @property
     def requested(self) -> bool:
         return self._runners.num_asked > 0
 
-    def collect(self) -> list[Episode]:
+    def collect(self, random_actions: bool = False) -> list[Episode]:
         if self._runners.remote and not self.requested:
-            self.request()
-        results = self._runners.results()
+            self.request(random_actions)
+        results = self._runners.results(random_actions)
         for _, metrics in results:  # RLlib asks the local runner for them
             self._algorithm.env_runner.add_metrics(metrics)
         parts = [part for batch, _ in results for part in split_episodes(batch)]
@@ -138,5 +138,6 @@ class PolicyStack:
         self.update.load_weights(weights)
 
 
-def _sample(runner: Any) -> tuple[Any, list[Any]]:
+def _sample(runner: Any, random_actions: bool) -> tuple[Any, list[Any]]:
+    runner.policy_map[DEFAULT_POLICY_ID].random_actions = random_actions
     return runner.sample(), runner.get_metrics()
