@@ -12,21 +12,22 @@ TORCH ?= $(shell grep '^torch==' constraints.txt)
 RAY_MIN = $(shell sed -n 's/.*"ray\[rllib\]>=\([0-9.]*\),.*/\1/p' setup.py)
 RAY_MIN_VENV ?= .venv-ray-min
 
-.PHONY: help setup demo test test-slow test-ray-min lint format
+.PHONY: help setup demo test test-slow test-ray-min lint docs format
 
 help:
 	@echo "make demo          the PointMaze job, Cal-QL beside CQL; learning curves in demo/"
-	@echo "make test          lint, types and the everyday tests"
+	@echo "make test          lint, types, the documentation and the everyday tests"
 	@echo "make test-slow     the tests that take long"
 	@echo "make test-ray-min  the everyday tests with Ray $(RAY_MIN), in $(RAY_MIN_VENV)"
 	@echo "make lint          ruff and mypy only"
+	@echo "make docs          the documentation site, in site/; warnings are errors"
 	@echo "make format        ruff's formatter and safe fixes"
 	@echo "make setup         the virtual environment only, in $(VENV)"
 
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(TORCH)
-	$(BIN)/pip install -c constraints.txt -e '.[export,robotics,serve,dev]'
+	$(BIN)/pip install -c constraints.txt -e '.[docs,export,robotics,serve,dev]'
 	touch $@
 
 setup: $(VENV)/.installed
@@ -39,7 +40,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+test: lint docs
 	$(BIN)/pytest -m "not slow"
 
 test-slow: setup

@@ -49,6 +49,7 @@ setup(
     ],
     extras_require={
         "d4rl": ["d4rl"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1.0,<2"],
         "export": ["onnx>=1.19,<2", "onnxruntime>=1.23,<2", "onnxscript>=0.5,<0.8"],
         # `hf` is for its downloads.
         "minari": ["minari[hdf5,hf]>=0.5.4,<0.6"],
