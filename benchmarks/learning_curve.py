@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shlex
 import sys
@@ -56,13 +57,22 @@ def run(config: CalQLConfig, label: str, checkpoint: Path | None = None) -> list
     return curve
 
 
+def _portable(value: Any) -> Any:
+    """Settings with absolute paths written as seen from the present folder."""
+    if isinstance(value, dict):
+        return {key: _portable(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_portable(inner) for inner in value]
+    return os.path.relpath(value) if isinstance(value, str) and os.path.isabs(value) else value
+
+
 def write(path: Path, config: CalQLConfig, curve: list[dict[str, Any]]) -> None:
     """The curve with what made it: command, settings that differ from the defaults, versions."""
     defaults = CalQLConfig().to_dict()
     settings = {key: value for key, value in config.to_dict().items() if defaults.get(key) != value}
     document = {
         "command": shlex.join(["python", "-m", "benchmarks.learning_curve", *sys.argv[1:]]),
-        "settings": settings,
+        "settings": _portable(settings),
         "versions": {
             "rllib_calql": rllib_calql.__version__,
             "ray": ray.__version__,
