@@ -25,12 +25,18 @@ import rllib_calql
 from rllib_calql import CalQL, CalQLConfig
 from rllib_calql.cli.experiments import load_file, override
 from rllib_calql.cli.options import TrainOptions
+from rllib_calql.presets import PRESET
+
+
+def load_settings(path: Path, overrides: list[str]) -> dict[str, Any]:
+    """Of the first experiment of a file, read and changed as by `rllib train file FILE --set KEY=VALUE`."""
+    name, spec = next(iter(load_file(str(path)).items()))
+    return override(name, spec, TrainOptions(set_=overrides))["config"]
 
 
 def load_config(path: Path, overrides: list[str]) -> CalQLConfig:
-    """The first experiment of a file, read and changed as by `rllib train file FILE --set KEY=VALUE`."""
-    name, spec = next(iter(load_file(str(path)).items()))
-    return CalQLConfig().update_from_dict(override(name, spec, TrainOptions(set_=overrides))["config"])
+    """The config of these settings."""
+    return CalQLConfig().update_from_dict(load_settings(path, overrides))
 
 
 def run(config: CalQLConfig, label: str, checkpoint: Path | None = None) -> list[dict[str, Any]]:
@@ -66,12 +72,13 @@ def _portable(value: Any) -> Any:
     return os.path.relpath(value) if isinstance(value, str) and os.path.isabs(value) else value
 
 
-def write(path: Path, config: CalQLConfig, curve: list[dict[str, Any]]) -> None:
-    """The curve with what made it: command, settings that differ from the defaults, versions."""
+def write(path: Path, config: CalQLConfig, preset: str | None, curve: list[dict[str, Any]]) -> None:
+    """The curve with what made it: command, preset, settings that differ from the defaults, versions."""
     defaults = CalQLConfig().to_dict()
     settings = {key: value for key, value in config.to_dict().items() if defaults.get(key) != value}
     document = {
         "command": shlex.join(["python", "-m", "benchmarks.learning_curve", *sys.argv[1:]]),
+        "preset": preset,
         "settings": _portable(settings),
         "versions": {
             "rllib_calql": rllib_calql.__version__,
@@ -99,7 +106,7 @@ def main() -> None:
     config = load_config(options.file, options.set)
     ray.init("local", include_dashboard=False, log_to_driver=False)
     curve = run(config, options.json.stem, options.checkpoint)
-    write(options.json, config, curve)
+    write(options.json, config, load_settings(options.file, options.set).get(PRESET), curve)
     print(f"wrote {options.json}")
 
 

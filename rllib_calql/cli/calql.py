@@ -60,6 +60,40 @@ def sweep(ctx: typer.Context, options: SweepOptions) -> None:
         sweep.run(options.folder, options.metric, options.mode, options.out)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(DebugOptions):
+    results: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]RESULTS...",
+            help="Learning curves (JSON), Tune's trials, or folders of them; NAME= names their method.",
+        ),
+    ]
+    by: Annotated[
+        list[str],
+        typer.Option(
+            default_factory=list, metavar="SETTING", help="Tell methods apart by this setting (repeatable)."
+        ),
+    ]
+    out: Annotated[str, typer.Option(metavar="DIR", help="Where report.md and the figures go.")] = "report"
+    format: Annotated[
+        list[str],
+        typer.Option(
+            default_factory=lambda: ["png", "svg"], help="png, svg or pdf (repeatable); PNG and SVG by default."
+        ),
+    ]
+
+
+@app.command("report")
+@takes(ReportOptions)
+def report(ctx: typer.Context, options: ReportOptions) -> None:
+    """Compare methods over seeds and tasks: tables like the paper's, and figures."""
+    with plain_errors(options):
+        from rllib_calql.cli import report
+
+        report.run(options.results, options.by, options.out, options.format)
+
+
 def main() -> None:
     stop_on_sigterm()
     app(prog_name="calql")

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rllib_calql.cli.common import UserError
+from rllib_calql.cli.runs import FAILURE, PARAMETERS, RESULTS, differing, flat, short, trial_rows
 
-# Files that Tune writes into a trial's folder.
-PARAMETERS, RESULTS, FAILURE = "params.json", "result.json", "error.txt"
 PROGRESS = ("calql.num_updates", "training_iteration")  # the first that results have is the curves' axis
 MANY = 12  # curves that a legend can name
 
@@ -69,7 +68,7 @@ def run(folder: str, metric: str, mode: str, out: str | None) -> None:
     best = trials[0]
     if best.last is None:
         raise UserError(f"no result of the {len(trials)} trials below {folder} has the number {metric}")
-    varied = differing(trials)
+    varied = differing([trial.config for trial in trials], {name for trial in trials for name in trial.given})
     console = Console()
     console.print(table(trials, varied, metric, mode))
     found = {name: best.config[name] for name in varied if name in best.config}
@@ -112,20 +111,20 @@ def read_trials(folder: Path, metric: str) -> list[SweepTrial]:
 
 
 def _read_trial(folder: Path, metric: str) -> SweepTrial:
-    given = dict(_flat(json.loads((folder / PARAMETERS).read_text())))
+    given = dict(flat(json.loads((folder / PARAMETERS).read_text())))
     config = given
     curve: dict[int, Point] = {}
     last: Mapping[str, Any] = {}
-    for row in _rows(folder / RESULTS):
+    for row in trial_rows(folder / RESULTS):
         last = row
-        config = {**given, **dict(_flat(row.get("config", {})))}  # population based training changes it on the way
-        flat = dict(_flat(row))
+        config = {**given, **dict(flat(row.get("config", {})))}  # population based training changes it on the way
+        figures = dict(flat(row))
         iteration = int(row["training_iteration"])
-        score = flat.get(metric)
+        score = figures.get(metric)
         if isinstance(score, int | float) and math.isfinite(score):
-            progress = next(float(flat[name]) for name in PROGRESS if name in flat)
+            progress = next(float(figures[name]) for name in PROGRESS if name in figures)
             # A restored trial repeats iterations: the later ones count.
-            curve[iteration] = Point(iteration, progress, flat.get("calql.phase", ""), float(score))
+            curve[iteration] = Point(iteration, progress, figures.get("calql.phase", ""), float(score))
     if last.get("done"):
         status = "ended"
     elif (folder / FAILURE).is_file():
@@ -138,26 +137,6 @@ def _read_trial(folder: Path, metric: str) -> SweepTrial:
     return SweepTrial(name[0] if name else folder.name, status, iterations, config, frozenset(given), points)
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The results of a trial; a line that was being written when the process died is left out."""
-    if not path.is_file():
-        return
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        yield row
-
-
-def _flat(mapping: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in mapping.items():
-        if isinstance(value, Mapping) and value:
-            yield from ((f"{name}.{inner}", leaf) for inner, leaf in _flat(value))
-        else:
-            yield name, value
-
-
 # ---- comparing ---------------------------------------------------------------------------------------------
 
 
@@ -165,18 +144,6 @@ def ranked(trials: Iterable[SweepTrial], mode: str) -> list[SweepTrial]:
     """Best last score first; trials without one at the end."""
     sign = -1.0 if mode == "max" else 1.0
     return sorted(trials, key=lambda trial: math.inf if trial.last is None else sign * trial.last)
-
-
-def differing(trials: list[SweepTrial]) -> list[str]:
-    """Names of the settings that the experiment gave and that are not the same everywhere."""
-    names = sorted({name for trial in trials for name in trial.given if not name.startswith("__")})
-    columns = {name: [trial.config.get(name) for trial in trials] for name in names}
-    # (Tune writes functions and classes as "<function ... at 0x...>", which differ without meaning anything.)
-    return [
-        name
-        for name, values in columns.items()
-        if any(value != values[0] for value in values) and not any(str(value).startswith("<") for value in values)
-    ]
 
 
 # ---- showing -----------------------------------------------------------------------------------------------
@@ -193,10 +160,6 @@ def table(trials: list[SweepTrial], varied: list[str], metric: str, mode: str) -
         settings = [short(trial.config.get(name)) for name in varied]
         result.add_row(trial.name, trial.status, str(trial.iterations), *cells, *settings)
     return result
-
-
-def short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def draw(trials: list[SweepTrial], varied: list[str], metric: str, path: Path) -> None:
