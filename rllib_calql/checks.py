@@ -102,6 +102,22 @@ NEW_STACK_REFUSES = {
         "nothing: the update has no use for it",
     ),
 }
+# What the other update rules do without.
+_NO_SAC = {
+    "min_q_weight": 0.0,
+    "min_q_weight_online": None,
+    "calibrate": False,
+    "lagrangian": False,
+    "learn_alpha": False,
+    "deterministic_backup": True,
+    "actor_q": "min",
+    "bc_iters": 0,
+}
+RULES_NEED: dict[str, dict[str, Any]] = {
+    "sac": {"beta": 1.0, "expectile": 0.8},
+    "awac": _NO_SAC | {"expectile": 0.8},
+    "iql": _NO_SAC | {"max_target_backup": False, "num_target_critics": None},
+}
 MODEL_KEYS = ("fcnet_hiddens", "fcnet_activation")
 
 
@@ -177,6 +193,7 @@ _INTS = (
     "target_network_update_freq",
     "train_batch_size",
     "bc_iters",
+    "num_exploration_actions",
     "num_actions",
     "num_target_actions",
 )
@@ -185,6 +202,8 @@ _FLOATS = (
     "reward_scale",
     "reward_bias",
     "clip_action",
+    "beta",
+    "expectile",
     "gamma",
     "tau",
     "actor_lr",
@@ -252,18 +271,23 @@ RANGES: dict[str, tuple[float, float]] = {
             "num_target_critics",
             "target_network_update_freq",
             "train_batch_size",
+            "num_exploration_actions",
             "num_actions",
             "num_target_actions",
         ),
         (1, math.inf),
     ),
     **dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr", "lagrangian_lr"), (0.0, 1.0)),
-    **dict.fromkeys(("utd_ratio", "temperature", "initial_alpha", "initial_alpha_prime"), (_TINY, math.inf)),
+    **dict.fromkeys(
+        ("utd_ratio", "beta", "temperature", "initial_alpha", "initial_alpha_prime"), (_TINY, math.inf)
+    ),
     "alpha_multiplier": (0.0, math.inf),
     "gamma": (0.0, 1.0),
+    "expectile": (_TINY, 1.0 - _TINY),
     "tau": (_TINY, 1.0),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
+    "update_rule": ("sac", "awac", "iql"),
     "actor_q": ("min", "mean"),
     "warmup_actions": ("policy", "random"),
     "precision": ("float32", "bfloat16", "float64"),

@@ -15,7 +15,7 @@ from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rllib_calql.checks import ALIASES, MODEL_KEYS, MODEL_SETTINGS, checked, is_search_space
-from rllib_calql.core.hyperparameters import ActorQ, Precision
+from rllib_calql.core.hyperparameters import ActorQ, Precision, UpdateRule
 from rllib_calql.data import Preparation, Transitions, open_source
 from rllib_calql.data.mixture import entries_of
 from rllib_calql.data.returns import Truncation
@@ -25,6 +25,18 @@ from rllib_calql.validation import check_data, check_ranges, check_rllib_setting
 
 ReplayDevice = Literal["auto", "host", "update"]
 WarmUpActions = Literal["policy", "random"]
+
+
+# What the RLModule of the new API stack is built from.
+MODULE_SETTINGS = (
+    "policy_model_config",
+    "q_model_config",
+    "num_critics",
+    "critic_layer_norm",
+    "orthogonal_init",
+    "precision",
+    "num_exploration_actions",
+)
 
 
 class CalQLConfig(CQLConfig):
@@ -62,6 +74,7 @@ class CalQLConfig(CQLConfig):
         self.utd_ratio = 1.0
         self.warmup_env_steps = 0
         self.warmup_actions: WarmUpActions = "policy"
+        self.num_exploration_actions = 1
         self.mixing_ratio: float | list[list[float]] = 0.5
         self.online_capacity = 1_000_000
         self.replay_device: ReplayDevice = "auto"
@@ -85,6 +98,9 @@ class CalQLConfig(CQLConfig):
         self.policy_model_config = {"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"}
         self.q_model_config = {"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"}
         # learning
+        self.update_rule: UpdateRule = "sac"
+        self.beta = 1.0
+        self.expectile = 0.8
         self.gamma = 0.99
         self.tau = 0.005
         self.target_network_update_freq = 1
@@ -159,7 +175,7 @@ class CalQLConfig(CQLConfig):
 
     @property
     def _model_config_auto_includes(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("policy_model_config", "orthogonal_init", "precision")}
+        return {name: getattr(self, name) for name in MODULE_SETTINGS}
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """The RLModule on the new API stack."""
@@ -186,6 +202,7 @@ class CalQLConfig(CQLConfig):
         utd_ratio: float = NotProvided,
         warmup_env_steps: int = NotProvided,
         warmup_actions: WarmUpActions = NotProvided,
+        num_exploration_actions: int = NotProvided,
         mixing_ratio: float | Sequence[Sequence[float]] = NotProvided,
         online_capacity: int = NotProvided,
         replay_device: ReplayDevice = NotProvided,
@@ -206,6 +223,9 @@ class CalQLConfig(CQLConfig):
         precision: Precision = NotProvided,
         policy_model_config: Mapping[str, Any] = NotProvided,
         q_model_config: Mapping[str, Any] = NotProvided,
+        update_rule: UpdateRule = NotProvided,
+        beta: float = NotProvided,
+        expectile: float = NotProvided,
         lagrangian_lr: float = NotProvided,
         learn_alpha: bool = NotProvided,
         alpha_multiplier: float = NotProvided,
@@ -235,6 +255,7 @@ class CalQLConfig(CQLConfig):
             utd_ratio: Updates per online environment step.
             warmup_env_steps: First online environment steps, in whole episodes, that earn no updates.
             warmup_actions: "policy": they are the pre-trained policy's; "random": uniform.
+            num_exploration_actions: Of as many sampled actions, training episodes take the critics' best.
             mixing_ratio: Share of offline rows in an online batch: a number in [0, 1]; -1 for their share of
                 all rows seen so far; or a schedule [[env_steps, ratio], ...], linear between points.
             online_capacity: Online rows kept; the oldest whole episodes go first.
@@ -266,6 +287,10 @@ class CalQLConfig(CQLConfig):
                 log-probabilities stay float32), or "float64".
             policy_model_config: {"fcnet_hiddens", "fcnet_activation"} of the actor, merged into the present.
             q_model_config: The same of each critic.
+            update_rule: "sac", whose actor follows the critics; or the actor clones logged actions by their
+                advantage: "awac", "iql".
+            beta: Inverse temperature of these advantages: weights are exp(beta A). AWAC's lambda is 1 / beta.
+            expectile: Of IQL's V, in (0, 1).
             lagrangian_lr: Learning rate of the Lagrange multiplier alpha'.
             learn_alpha: Tune the entropy temperature; False fixes it at `initial_alpha * alpha_multiplier`.
             alpha_multiplier: Factor on the entropy temperature.

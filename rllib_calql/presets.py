@@ -11,6 +11,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from rllib_calql.checks import RULES_NEED
+
 PRESET = "preset"  # the key
 
 _NO_CONSERVATISM = {
@@ -63,6 +65,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "warmup_env_steps": 5000,
         "warmup_actions": "random",
     },
+    # Nair et al. 2020, arXiv 2006.09359: both phases clone the rows' actions by their advantage; lambda = 1
+    # (Cal-QL paper, appendix E.5: AntMaze and Kitchen; Adroit has 0.3, which is beta=3.33).
+    "awac": {"update_rule": "awac", **RULES_NEED["awac"], "max_target_backup": False, "beta": 1.0},
+    # Kostrikov et al. 2021, arXiv 2110.06169. Table 4 of the Cal-QL paper: AntMaze has expectile 0.9 and beta 10,
+    # Adroit 0.8 and 3, Kitchen 0.7 and 0.5.
+    "iql": {"update_rule": "iql", **RULES_NEED["iql"], "expectile": 0.9, "beta": 10.0},
+    # Mark et al. 2022, "Fine-tuning offline policies with optimistic action selection": CQL's loss in both phases;
+    # only exploration is optimistic, the critics' best of ten actions of the policy.
+    "o3f": {"calibrate": False, "num_exploration_actions": 10},
     # Zhou et al. 2024, arXiv 2412.07762: Cal-QL offline; 5000 steps of the frozen policy; then SAC with many
     # updates per step, on online rows alone.
     "wsrl": {

@@ -17,6 +17,7 @@ from rllib_calql.checks import (
     NEW_STACK_REFUSES,
     POLICY_STACK_REFUSES,
     RANGES,
+    RULES_NEED,
     SUPERSEDED,
     is_interval,
     is_search_space,
@@ -78,6 +79,12 @@ def check_ranges(config: CalQLConfig) -> None:
         raise ValueError(f"num_target_critics={config.num_target_critics} of num_critics={config.num_critics}")
     if config.clip_diff_min > config.clip_diff_max:
         raise ValueError(f"clip_diff_min={config.clip_diff_min} is above clip_diff_max={config.clip_diff_max}")
+    for name, needed in RULES_NEED[config.update_rule].items():
+        if getattr(config, name) != needed:
+            raise ValueError(
+                f"update_rule={config.update_rule!r} has no use for {name}={getattr(config, name)!r}: set it to "
+                f"{needed!r} (the presets do)"
+            )
     if config.lagrangian and config.min_q_weight == 0.0:
         raise ValueError("lagrangian=True weighs a conservative term that min_q_weight=0 switches off")
     if config.calibrate and config.min_q_weight == 0.0 and not config.min_q_weight_online:

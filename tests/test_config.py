@@ -142,7 +142,10 @@ def test_every_setting_reaches_the_update() -> None:
         "critic_activation": "elu",
     }
     assert found == UpdateConfig(**settings, **nets)  # type: ignore[arg-type]
-    assert {field.name for field in fields(UpdateConfig)} == settings.keys() | nets.keys()
+    other_rules = {"update_rule": "iql", "beta": 3.0, "expectile": 0.7}
+    assert {field.name for field in fields(UpdateConfig)} == settings.keys() | nets.keys() | other_rules.keys()
+    iql = CalQLConfig.preset("iql").training(beta=3.0, expectile=0.7)
+    assert {name: getattr(UpdateConfig.from_settings(vars(iql)), name) for name in other_rules} == other_rules
 
 
 def test_it_is_a_cql_config_that_builds_calql() -> None:

@@ -167,3 +167,82 @@ def test_sac_needs_no_dataset_and_trains_on_none(pendulum_data: Transitions) -> 
         np.testing.assert_array_equal(array, without.stack.weights()[name], err_msg=name)
     for algo in (with_data, without):
         algo.stop()
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("name", ["awac", "iql", "o3f"])
+def test_both_api_stacks_do_the_same(pendulum_data: Transitions, name: str) -> None:
+    """What the presets of their own code learn and explore."""
+    runs = [run(tiny(pendulum_data, name, new_stack)) for new_stack in (False, True)]
+    (policy_stack, blocks), (learner_stack, other_blocks) = runs
+    for ours, theirs in zip(blocks, other_blocks, strict=True):
+        assert ours.pop("phase") == theirs.pop("phase")
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    for key, array in policy_stack.stack.weights().items():
+        np.testing.assert_array_equal(learner_stack.stack.weights()[key], array, err_msg=key)
+    rows = [algo.local_replay_buffer.replay.online.rows for algo, _ in runs]
+    np.testing.assert_array_equal(rows[0].actions, rows[1].actions)  # type: ignore[union-attr]
+    for algo, _ in runs:
+        algo.stop()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_remote_runners_have_the_critics_that_choose(pendulum_data: Transitions) -> None:
+    for new_stack in (False, True):
+        algo = tiny(pendulum_data, "o3f", new_stack).env_runners(num_env_runners=1).build_algo()
+        algo.train()
+        algo.train()
+        before = algo.stack.weights()["critics.weights.0"]
+        algo.stack.collect()
+        (found,) = algo.env_runner_group.foreach_env_runner(_first_critic_weights, local_env_runner=False)
+        np.testing.assert_array_equal(found, before)
+        algo.stop()
+
+
+def _first_critic_weights(runner: Any) -> np.ndarray:
+    if hasattr(runner, "module"):
+        return np.asarray(runner.module.get_state()["critics.weights.0"])
+    return np.asarray(runner.policy_map["default_policy"].update.weights()["critics.weights.0"])
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_iql_goes_on_bit_equal_from_a_checkpoint(pendulum_data: Transitions, tmp_path: Path) -> None:
+    algo = tiny(pendulum_data, "iql").build_algo()
+    for _ in range(2):
+        algo.train()
+    algo.save(str(tmp_path))
+    expected = [deterministic(algo.train()["calql"]) for _ in range(2)]
+    restored = tiny(pendulum_data, "iql").build_algo()
+    restored.restore(str(tmp_path))
+    assert [deterministic(restored.train()["calql"]) for _ in range(2)] == expected
+    np.testing.assert_equal(restored.update.get_state(), algo.update.get_state())
+    assert "value.layers.0.weight" in algo.stack.weights()
+    for one in (algo, restored):
+        one.stop()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"preset": "iql", "lagrangian": True},
+            "update_rule='iql' has no use for lagrangian=True: set it to False",
+        ),
+        ({"preset": "iql", "num_target_critics": 1}, "'iql' has no use for num_target_critics=1: set it to None"),
+        ({"preset": "awac", "min_q_weight": 5.0}, "update_rule='awac' has no use for min_q_weight=5.0"),
+        ({"preset": "awac", "learn_alpha": True}, "update_rule='awac' has no use for learn_alpha=True"),
+        ({"beta": 3.0}, "update_rule='sac' has no use for beta=3.0"),
+        ({"min_q_weight": 0.0}, "calibrate=True bounds actions in .* that min_q_weight=0 switches off"),
+        ({"min_q_weight": 0.0, "calibrate": False, "lagrangian": True}, "lagrangian=True weighs a conservative"),
+        ({"warmup_actions": "random"}, "warmup_actions='random' needs warmup_env_steps above 0"),
+        (
+            {"preset": "wsrl", "num_online_env_steps": 5000},
+            "warmup_env_steps=5000 leaves nothing of num_online_env",
+        ),
+        ({"update_rule": "td3"}, "update_rule must be one of sac, awac, iql, not 'td3'"),
+    ],
+)
+def test_conflicts_are_refused(settings: dict[str, Any], message: str) -> None:
+    config = CalQLConfig().environment("Pendulum-v1").offline_data(input_="data.h5").update_from_dict(settings)
+    with pytest.raises(ValueError, match=message):
+        config.validate()

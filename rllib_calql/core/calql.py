@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rllib_calql.core import losses
+from rllib_calql.core.acting import sampled_actions
 from rllib_calql.core.networks import CriticEnsemble, TanhGaussian, TanhGaussianActor
 from rllib_calql.core.passes import CriticPasses, QGradient
 from rllib_calql.core.update import Batch, Update
@@ -119,9 +120,12 @@ class CalQLUpdate(Update):
 
     @torch.no_grad()
     def act(self, observations: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Actions (B, A) in [-1, 1] and their log-probabilities (B,): deterministic, or sampled with `noise`."""
-        policy = self.actor(self.features(observations))
-        return policy.sample(torch.zeros_like(policy.mean) if noise is None else noise)
+        """See `Update.act`; noise of (B, N, A) takes the best of N samples by the critics."""
+        features = self.features(observations)
+        policy = self.actor(features)
+        self.critic_passes.refresh()
+        noise = torch.zeros_like(policy.mean) if noise is None else noise
+        return sampled_actions(policy, noise, lambda actions: self.critic_passes.values(features, actions))
 
     # ---- learning
 

@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 Precision = Literal["float32", "bfloat16", "float64"]
 ActorQ = Literal["min", "mean"]
+UpdateRule = Literal["sac", "awac", "iql"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateConfig:
     """Hyperparameters of the update; names and defaults as in `CalQLConfig`, which documents them."""
 
+    update_rule: UpdateRule = "sac"
     gamma: float = 0.99
     tau: float = 0.005
     target_network_update_freq: int = 1
@@ -54,6 +56,9 @@ class UpdateConfig:
     lagrangian: bool = False
     lagrangian_thresh: float = 0.8
     initial_alpha_prime: float = math.e
+    # advantage-weighted rules
+    beta: float = 1.0
+    expectile: float = 0.8
     # behaviour-cloning start of the actor
     bc_iters: int = 0
 

@@ -157,6 +157,34 @@ def critic_gradient(
     return gradient
 
 
+def batch_softmax_weights(advantages: Tensor, beta: float) -> Tensor:
+    """AWAC's weights of the logged actions, exp(beta * A) over their mean in the batch; (B,) -> (B,).
+
+    (Nair et al. 2020, equation 13, whose lambda is 1 / beta. The mean stands for the partition function: biased,
+    with less variance than exp(beta * A) alone.)
+    """
+    return torch.softmax(beta * advantages, dim=0) * len(advantages)
+
+
+def clipped_exponential_weights(advantages: Tensor, beta: float, maximum: float = 100.0) -> Tensor:
+    """IQL's weights of the logged actions, min(exp(beta * A), 100); (B,) -> (B,). Kostrikov et al. 2021, eq. 7."""
+    return torch.exp(beta * advantages).clamp(max=maximum)
+
+
+def weighted_regression_loss(log_probs: Tensor, weights: Tensor) -> Tensor:
+    """-E[w log pi(a|s)] of logged actions; both (B,), the weights without gradient. A scalar."""
+    return -(weights.detach() * log_probs).mean()
+
+
+def expectile_loss(differences: Tensor, expectile: float) -> Tensor:
+    """Asymmetric squared error E[|tau - 1(u < 0)| u^2] of u = Q(s, a) - V(s), (B,); a scalar.
+
+    Kostrikov et al. 2021, equation 5: tau = 1/2 is the mean squared error over 2, tau towards 1 makes V the best.
+    """
+    weights = (expectile - (differences < 0.0).to(differences.dtype)).abs()
+    return (weights * differences.square()).mean()
+
+
 def lagrange_loss(alpha_prime: Tensor, gaps: Tensor, weight: float, threshold: float) -> Tensor:
     """Dual loss of CQL's Lagrange multiplier, -1/2 * sum_i alpha' * w * (gap_i - threshold); a scalar.
 

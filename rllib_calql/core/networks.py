@@ -89,11 +89,7 @@ class TanhGaussianActor(nn.Module):
         self.log_std_offset = nn.Parameter(torch.tensor(-1.0))
         self.activation = ACTIVATIONS[activation]
         if orthogonal_init:
-            for index, layer in enumerate(self.layers):
-                assert isinstance(layer, nn.Linear)
-                last = index == len(hiddens)
-                nn.init.orthogonal_(layer.weight, OUTPUT_GAIN if last else HIDDEN_GAIN)
-                nn.init.zeros_(layer.bias)
+            _orthogonal(self.layers)
 
     def forward(self, observations: Tensor) -> TanhGaussian:
         """Observations (B, obs_dim) -> the policy's distribution over (B, act_dim)."""
@@ -103,6 +99,39 @@ class TanhGaussianActor(nn.Module):
         mean, raw = self.layers[-1](hidden).chunk(2, dim=-1)
         log_std = (self.log_std_multiplier * raw + self.log_std_offset).clamp(LOG_STD_MIN, LOG_STD_MAX)
         return TanhGaussian(mean, log_std)
+
+
+class ValueNetwork(nn.Module):
+    """MLP(s) -> V(s), built as a critic is."""
+
+    def __init__(
+        self,
+        obs_dim: int,
+        hiddens: Sequence[int] = (256, 256),
+        activation: str = "relu",
+        orthogonal_init: bool = True,
+    ) -> None:
+        super().__init__()
+        sizes = [obs_dim, *hiddens, 1]
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
+        self.activation = ACTIVATIONS[activation]
+        if orthogonal_init:
+            _orthogonal(self.layers)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Observations (B, obs_dim) -> values (B,)."""
+        hidden = observations
+        for layer in self.layers[:-1]:
+            hidden = self.activation(layer(hidden))
+        return self.layers[-1](hidden).squeeze(-1)
+
+
+def _orthogonal(layers: nn.ModuleList) -> None:
+    """Orthogonal weights and zero biases; the last layer starts near zero."""
+    for index, layer in enumerate(layers):
+        assert isinstance(layer, nn.Linear)
+        nn.init.orthogonal_(layer.weight, OUTPUT_GAIN if index == len(layers) - 1 else HIDDEN_GAIN)
+        nn.init.zeros_(layer.bias)
 
 
 class CriticEnsemble(nn.Module):

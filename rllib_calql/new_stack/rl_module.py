@@ -13,8 +13,8 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.utils.spaces.space_utils import unsquash_action
 from torch import Tensor
 
-from rllib_calql.core.acting import random_actions
-from rllib_calql.core.networks import TanhGaussian, TanhGaussianActor
+from rllib_calql.core.acting import random_actions, sampled_actions
+from rllib_calql.core.networks import CriticEnsemble, TanhGaussian, TanhGaussianActor
 from rllib_calql.core.update import Update
 from rllib_calql.data.prepare import require_flat_box
 
@@ -22,11 +22,11 @@ from rllib_calql.data.prepare import require_flat_box
 class CalQLTorchRLModule(TorchRLModule):
     """Actor and observation normaliser: all that acting needs, and all that runners are sent.
 
-    Critics and temperatures are the learner's. Actions come out in [-1, 1]; RLlib's connectors map them to the
-    environment's bounds. Every row of a batch explores with its own sequence of noise, which `begin_episode`
-    starts anew: an episode is a function of its seed.
+    Critics (but where they choose what to explore) and temperatures are the learner's. Actions come out in
+    [-1, 1]; RLlib's connectors map them to the environment's bounds. Every row of a batch explores with its own
+    sequence of noise, which `begin_episode` starts anew: an episode is a function of its seed.
 
-    `model_config` holds `policy_model_config`, `orthogonal_init` and `precision` of `CalQLConfig`.
+    `model_config` holds settings of `CalQLConfig` (its `_model_config_auto_includes`).
     """
 
     def setup(self) -> None:
@@ -42,6 +42,18 @@ class CalQLTorchRLModule(TorchRLModule):
             actor["fcnet_activation"],
             self.model_config["orthogonal_init"],
         ).to(dtype=self.dtype)
+        self._num_explored = self.model_config["num_exploration_actions"]
+        if self._num_explored > 1:  # the critics choose
+            critic = self.model_config["q_model_config"]
+            self.critics = CriticEnsemble(
+                obs_dim,
+                self.act_dim,
+                critic["fcnet_hiddens"],
+                self.model_config["num_critics"],
+                critic["fcnet_activation"],
+                self.model_config["orthogonal_init"],
+                self.model_config["critic_layer_norm"],
+            ).to(dtype=self.dtype)
         self.register_buffer("obs_mean", torch.zeros(obs_dim, dtype=self.dtype))
         self.register_buffer("obs_std", torch.ones(obs_dim, dtype=self.dtype))
         self.action_dist_cls = SquashedGaussian
@@ -51,6 +63,8 @@ class CalQLTorchRLModule(TorchRLModule):
     def share(self, update: Update) -> None:
         """From now on this module is the update's actor and normaliser; nothing is copied."""
         self.actor, self.obs_mean, self.obs_std = update.actor, update.obs_mean, update.obs_std
+        if self._num_explored > 1:
+            self.critics = update.critics
 
     def begin_episode(self, row: int, seed: int) -> None:
         """Starts the exploration noise of a row of the batches to come anew."""
@@ -86,16 +100,20 @@ class CalQLTorchRLModule(TorchRLModule):
         observations = batch[Columns.OBS]
         for row in range(len(self._noise), len(observations)):  # rows that no episode was begun for
             self.begin_episode(row, int(torch.randint(2**31, ())))
-        noise = [torch.randn(self.act_dim, generator=self._noise[row]) for row in range(len(observations))]
+        shape = (*([self._num_explored] if self._num_explored > 1 else []), self.act_dim)
+        noise = [torch.randn(shape, generator=self._noise[row]) for row in range(len(observations))]
         return self._act(observations, torch.stack(noise).to(observations.device, self.dtype))
 
     @torch.no_grad()
     def _act(self, observations: Tensor, noise: Tensor | None) -> dict[str, Any]:
-        policy = self.policy(observations)
-        if noise is not None and self.random_actions:
+        normalized = (observations.to(self.dtype) - self.obs_mean) / self.obs_std
+        policy = self.actor(normalized)
+        if noise is None:
+            actions, log_probs = policy.sample(torch.zeros_like(policy.mean))
+        elif self.random_actions:
             actions, log_probs = random_actions(noise)
         else:
-            actions, log_probs = policy.sample(torch.zeros_like(policy.mean) if noise is None else noise)
+            actions, log_probs = sampled_actions(policy, noise, lambda actions: self.critics(normalized, actions))
         return {
             Columns.ACTIONS: actions,
             Columns.ACTION_LOGP: log_probs,

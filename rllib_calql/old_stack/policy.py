@@ -83,7 +83,8 @@ class CalQLTorchPolicy(CQLTorchPolicy):
         """Actions (B, act_dim) in [-1, 1] and log-probabilities (B,)."""
         noise = None
         if explore:
-            shape = (len(observations), self.update.act_dim)
+            number = self.config["num_exploration_actions"]
+            shape = (len(observations), *([number] if number > 1 else []), self.update.act_dim)
             noise = torch.randn(shape, generator=self._action_noise).to(self.device)
             if self.random_actions:
                 return random_actions(noise)
@@ -152,7 +153,8 @@ class CalQLTorchPolicy(CQLTorchPolicy):
 
     def inference_weights(self) -> dict[str, np.ndarray]:
         """Only what acting needs."""
-        return self.update.weights(INFERENCE_WEIGHTS)
+        critics = ("critics.",) if self.config["num_exploration_actions"] > 1 else ()
+        return self.update.weights(INFERENCE_WEIGHTS + critics)
 
     def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Takes over all or some weights; what is absent stays."""

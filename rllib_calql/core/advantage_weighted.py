@@ -1,0 +1,87 @@
+"""Actors that clone logged actions, the better ones more: AWAC, and IQL, which looks at no other actions."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from rllib_calql.core import losses
+from rllib_calql.core.calql import ActorValues, CalQLUpdate, CriticValues, Noise
+from rllib_calql.core.networks import TanhGaussian, ValueNetwork
+from rllib_calql.core.update import Batch
+
+
+class AWACUpdate(CalQLUpdate):
+    """Advantage-weighted actor-critic (Nair et al. 2020, arXiv 2006.09359): SAC's critics, another actor.
+
+    There is no entropy term anywhere, so there is no temperature.
+    """
+
+    def actor_losses(
+        self, observations: Tensor, policy: TanhGaussian, data_actions: Tensor, noise: Noise
+    ) -> ActorValues:
+        """The weighted log-likelihood of the logged actions."""
+        current = TanhGaussian(policy.mean.detach(), policy.log_std.detach())
+        with torch.no_grad():
+            weights = self.weights_of(observations, current, data_actions, noise)
+        loss = losses.weighted_regression_loss(policy.log_prob(data_actions), weights)
+        return ActorValues(loss, None, current.sample(noise.actor)[1])
+
+    def weights_of(self, observations: Tensor, policy: TanhGaussian, data_actions: Tensor, noise: Noise) -> Tensor:
+        """The weights of the logged actions, (B,): from Q(s, a) - Q(s, a') of one action a' of the policy."""
+        actions = torch.stack([data_actions, policy.sample(noise.actor)[0]], dim=1)
+        q_data, q_policy = self.critic_passes.values(observations, actions).amin(0).unbind(-1)
+        return losses.batch_softmax_weights(q_data - q_policy, self.config.beta)
+
+    def figures(self, batch: Batch, actor: ActorValues, critic: CriticValues) -> dict[str, Tensor]:
+        """See `Update.figures`."""
+        figures = super().figures(batch, actor, critic)
+        del figures["alpha"]
+        return figures
+
+
+class IQLUpdate(AWACUpdate):
+    """Implicit Q-learning (Kostrikov et al. 2021, arXiv 2110.06169).
+
+    V is an expectile of the target critics' values of logged actions, the TD target is r + gamma V(s'), and the
+    weights of the actor's likelihood are exp(beta (Q - V)).
+    """
+
+    NETWORKS: ClassVar[tuple[str, ...]] = (*AWACUpdate.NETWORKS, "value")
+
+    def build(self) -> list[dict[str, Any]]:
+        """The value network beside the others."""
+        groups, config = super().build(), self.config
+        self.value = ValueNetwork(
+            self.obs_dim, config.critic_hiddens, config.critic_activation, config.orthogonal_init
+        ).to(self.device, self.dtype)
+        return [*groups, {"params": list(self.value.parameters()), "lr": config.critic_lr}]
+
+    def gradients(self, batch: Batch, noise: Noise) -> tuple[Any, ...]:
+        """See `Update.gradients`; the value's too."""
+        self.target_passes.refresh()
+        observations = self.features(batch["observations"]).detach()
+        values = self.value(observations)
+        differences = self._target_q(observations, batch["actions"]) - values
+        value_loss = losses.expectile_loss(differences, self.config.expectile)
+        self.backward(value_loss, list(self.value.parameters()))
+        return *super().gradients(batch, noise), values.detach(), value_loss.detach()
+
+    def weights_of(self, observations: Tensor, policy: TanhGaussian, data_actions: Tensor, noise: Noise) -> Tensor:
+        """The weights of the logged actions, (B,): from Q(s, a) - V(s)."""
+        advantages = self._target_q(observations, data_actions) - self.value(observations)
+        return losses.clipped_exponential_weights(advantages, self.config.beta)
+
+    def next_state_value(self, next_observations: Tensor, next_policy: TanhGaussian, noise: Noise) -> Tensor:
+        """V(s'), (B,): no action is sampled."""
+        return self.value(next_observations)
+
+    def _target_q(self, observations: Tensor, actions: Tensor) -> Tensor:
+        return self.target_passes.values(observations, actions.unsqueeze(1)).amin(0).squeeze(-1)
+
+    def figures(self, batch: Batch, *values: Any) -> dict[str, Tensor]:
+        """See `Update.figures`."""
+        actor, critic, value, value_loss = values
+        return {**super().figures(batch, actor, critic), "value_loss": value_loss, "value_mean": value.mean()}
