@@ -402,6 +402,16 @@ class CalQLConfig(CQLConfig):
         super().update_from_dict(rest)
         return self
 
+    def get_state(self) -> dict[str, Any]:
+        """RLlib's, from which every algorithm makes its config, and the settings that are -1.
+
+        RLlib leaves those out as deprecated, so that `mixing_ratio=-1` would be the default again.
+        """
+        minus_one = {
+            name: value for name, value in vars(self).items() if isinstance(value, int | float) and value == -1
+        }
+        return minus_one | super().get_state()
+
     def _set(self, name: str, value: Any) -> None:
         if name in MODEL_SETTINGS and not is_search_space(value):
             if not isinstance(value, Mapping):

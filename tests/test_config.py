@@ -257,6 +257,13 @@ def changed_config() -> CalQLConfig:
     )
 
 
+def test_an_algorithms_copy_keeps_settings_that_are_minus_one() -> None:
+    settings = {"mixing_ratio": -1, "sparse_failure_reward": -1, "reward_bias": -1, "target_entropy": -1}
+    config = CalQLConfig().update_from_dict(settings)
+    copy = CalQLConfig.from_state(config.get_state())  # as Algorithm.__init__ makes its own
+    assert {name: getattr(copy, name) for name in settings} == settings
+
+
 def test_dict_round_trip() -> None:
     config = changed_config()
     restored = CalQLConfig().update_from_dict(config.to_dict())
