@@ -202,7 +202,7 @@ class CalQL(Checkpoints, CQL):
 
     def _training_score(self, episode: Episode) -> float:
         if self.score_range is None:
-            return float(episode.succeeded)
+            return episode.success
         return normalized_score(float(episode.rows.rewards.sum()), self.score_range)
 
     def _calql_block(self, phase: str, results: Mapping[str, Any]) -> dict[str, Any]:

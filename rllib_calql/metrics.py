@@ -28,7 +28,7 @@ def evaluation_scores(
             it the score is the success rate.
 
     Returns:
-        `success_rate` and `normalized_score`, where they exist.
+        `success_rate`, where an episode may also succeed in part, and `normalized_score`, where they exist.
     """
     scores = {}
     success, episode_return = _episode_means(env_runner_results)

@@ -17,7 +17,7 @@ class Episode(NamedTuple):
     """A finished online episode, with environment rewards and actions in [-1, 1]."""
 
     rows: Transitions
-    succeeded: bool
+    success: float  # 0 or 1, or the share of the task that was solved
 
 
 class Stack(Protocol):

@@ -51,11 +51,13 @@ def episode_of(infos: list[dict[str, Any]], terminated: bool) -> SingleAgentEpis
 
 def test_success_is_what_the_environment_says() -> None:
     said = episode_of([{"success": False}, {"success": True}, {"success": False}], terminated=False)
-    assert evaluate.succeeded(said, reward_means_success=False) is True
-    assert evaluate.succeeded(episode_of([{"success": False}], True), reward_means_success=True) is False
+    assert evaluate.succeeded(said, reward_means_success=False) == 1.0
+    assert evaluate.succeeded(episode_of([{"success": False}], True), reward_means_success=True) == 0.0
     assert evaluate.succeeded(episode_of([{}], terminated=True), reward_means_success=False) is None
-    assert evaluate.succeeded(episode_of([{}], terminated=True), reward_means_success=True) is True
-    assert evaluate.succeeded(episode_of([{}], terminated=False), reward_means_success=True) is False
+    assert evaluate.succeeded(episode_of([{}], terminated=True), reward_means_success=True) == 1.0
+    assert evaluate.succeeded(episode_of([{}], terminated=False), reward_means_success=True) == 0.0
+    shares = episode_of([{"success": 0.25}, {"success": 0.75}, {"success": 0.5}], terminated=False)
+    assert evaluate.succeeded(shares, reward_means_success=True) == 0.75
 
 
 @pytest.fixture(params=[False, True], ids=["policy_stack", "new_stack"])

@@ -77,12 +77,12 @@ def untrained(options: EvaluateOptions, config: dict[str, Any]) -> Trained:
 # ---- telling -----------------------------------------------------------------------------------------------
 
 
-def succeeded(episode: SingleAgentEpisode, reward_means_success: bool) -> bool | None:
-    """Whether any step's `info["success"]` says so; None where that is unknown."""
-    said = [bool(info["success"]) for info in episode.get_infos() if "success" in info]
+def succeeded(episode: SingleAgentEpisode, reward_means_success: bool) -> float | None:
+    """The highest `info["success"]` of any step, 0 to 1; None where that is unknown."""
+    said = [float(info["success"]) for info in episode.get_infos() if "success" in info]
     if said:
-        return any(said)
-    return bool(episode.is_terminated and episode.get_rewards(-1) > 0) if reward_means_success else None
+        return max(said)
+    return float(episode.is_terminated and episode.get_rewards(-1) > 0) if reward_means_success else None
 
 
 def summarise(episodes: list[SingleAgentEpisode], trained: Trained) -> dict[str, Any]:

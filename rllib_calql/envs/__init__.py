@@ -6,8 +6,8 @@ from typing import Any
 
 import gymnasium as gym
 
-# Where each is defined, and its time limit: D4RL's of AntMaze v2, of maze2d for PointMaze, of the binary Adroit
-# tasks of Cal-QL's experiments.
+# Where each is defined, and its time limit: D4RL's of AntMaze v2, of maze2d for PointMaze, and of the
+# kitchens; those of the binary Adroit tasks are of Cal-QL's experiments.
 _TASKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "AntMaze-UMaze-v2": ("mazes:AntMaze", 700, {"maze": "umaze"}),
     "AntMaze-Medium-v2": ("mazes:AntMaze", 1000, {"maze": "medium"}),
@@ -18,6 +18,9 @@ _TASKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "Adroit-Pen-Binary-v0": ("adroit:Pen", 100, {}),
     "Adroit-Door-Binary-v0": ("adroit:Door", 200, {}),
     "Adroit-Relocate-Binary-v0": ("adroit:Relocate", 200, {}),
+    "Kitchen-Complete-v0": ("kitchen:Kitchen", 280, {"task": "complete"}),
+    "Kitchen-Partial-v0": ("kitchen:Kitchen", 280, {"task": "partial"}),
+    "Kitchen-Mixed-v0": ("kitchen:Kitchen", 280, {"task": "mixed"}),
 }
 
 

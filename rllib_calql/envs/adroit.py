@@ -21,9 +21,11 @@ _Relocate: Any = robotics("adroit_hand:AdroitHandRelocateEnv")
 class Binary:
     """Comes before one of gymnasium-robotics' hands, whose own rewards it replaces."""
 
-    def reset(self, **arguments: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """As gymnasium-robotics'; `options={"initial_state_dict": ...}` sets the simulation's state."""
-        observation, _ = super().reset(**arguments)  # type: ignore[misc]
+        observation, _ = super().reset(seed=seed, options=options)  # type: ignore[misc]
         return observation, {"success": False}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:

@@ -143,7 +143,7 @@ class CalQLEnvRunner(SingleAgentEnvRunner):
         for episode in self._done_episodes_for_metrics:
             parts = [*self._ongoing_episodes_for_metrics.get(episode.id_, []), episode]
             self.metrics.log_value(EPISODE_RETURN_SUM, sum(part.get_return() for part in parts), reduce="sum")
-            self.metrics.log_value(NUM_SUCCESSES, int(_succeeded(episode)), reduce="sum")
+            self.metrics.log_value(NUM_SUCCESSES, _success(episode), reduce="sum")
         return super().get_metrics()
 
 
@@ -175,8 +175,8 @@ class EpisodeEnv(SuccessWrapper):
         return observation, {**info, EPISODE_NUMBER: number, EPISODE_SEED: int(seeds[1])}
 
 
-def _succeeded(episode: SingleAgentEpisode) -> bool:
-    return bool((episode.get_infos(-1) or {}).get(EPISODE_SUCCESS, False))
+def _success(episode: SingleAgentEpisode) -> float:
+    return float((episode.get_infos(-1) or {}).get(EPISODE_SUCCESS, 0.0))
 
 
 def _joined(parts: Sequence[SingleAgentEpisode]) -> Episode:
@@ -188,4 +188,4 @@ def _joined(parts: Sequence[SingleAgentEpisode]) -> Episode:
         np.concatenate([np.asarray(part.get_rewards()) for part in parts]),
         parts[-1].is_terminated,
     )
-    return Episode(rows, _succeeded(parts[-1]))
+    return Episode(rows, _success(parts[-1]))

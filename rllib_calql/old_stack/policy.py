@@ -118,11 +118,11 @@ class CalQLTorchPolicy(CQLTorchPolicy):
     def postprocess_trajectory(
         self, sample_batch: SampleBatch, other_agent_batches: Any = None, episode: Any = None
     ) -> SampleBatch:
-        """Replaces the step infos, which training does not need, by a flag: whether the episode succeeded."""
+        """Replaces the step infos, which training does not need, by one number: how far the episode succeeded."""
         if episode is not None:
             info = episode.last_info_for(episode.get_agents()[0]) or {}
-            success = bool(info.get(EPISODE_SUCCESS, False))
-            episode.custom_metrics["success"] = float(success)
+            success = float(info.get(EPISODE_SUCCESS, 0.0))
+            episode.custom_metrics["success"] = success
             sample_batch[EPISODE_SUCCESS] = np.full(len(sample_batch), success)
         sample_batch.pop(SampleBatch.INFOS, None)
         return sample_batch

@@ -107,7 +107,7 @@ class PolicyStack:
         steps = sum(part.env_steps() for part in parts)
         self._algorithm._counters[NUM_ENV_STEPS_SAMPLED] += steps
         self._algorithm._counters[NUM_AGENT_STEPS_SAMPLED] += steps
-        return [Episode(episode_of(part), bool(part[EPISODE_SUCCESS][0])) for part in parts]
+        return [Episode(episode_of(part), float(part[EPISODE_SUCCESS][0])) for part in parts]
 
     def training_results(self, figures: Mapping[str, float]) -> dict[str, Any]:
         return {DEFAULT_POLICY_ID: {LEARNER_STATS_KEY: dict(figures)}}

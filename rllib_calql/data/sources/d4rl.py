@@ -34,14 +34,15 @@ def open_task(
 ) -> Source:
     """The dataset of a D4RL task, e.g. `antmaze-medium-diverse-v2`; see `locate` and `open` for the options.
 
-    `max_episode_steps` and the reference scores are the task's own where D4RL has them (scores belong to the
-    task's own rewards only).
+    `max_episode_steps` and the reference scores are the task's own where D4RL has them. Scores belong to the
+    rewards of the task's environment, which are not always the file's: a kitchen's file has the number of solved
+    sub-tasks in each row, its environment that of newly solved ones.
     """
     path = locate(name, download=download, base_url=base_url)
     if max_episode_steps is None and name in TASKS:
         max_episode_steps = TASKS[name].max_episode_steps
     source = open(path, max_episode_steps=max_episode_steps, rewards=rewards, success_reward=success_reward)
-    own_rewards = rewards == "rewards" and success_reward is None
+    own_rewards = rewards == "rewards" and success_reward is None and not name.startswith("kitchen-")
     scores = reference_scores(name) if own_rewards and name in TASKS else None
     return replace(source, metadata=replace(source.metadata, score_range=scores))
 
