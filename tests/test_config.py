@@ -21,6 +21,7 @@ from rllib_calql.cli import experiments
 from rllib_calql.cli.options import TrainFileOptions
 from rllib_calql.core import UpdateConfig
 from rllib_calql.data import Transitions
+from rllib_calql.presets import PRESETS
 
 TUNED_CONFIGS = sorted((Path(__file__).parents[1] / "tuned_configs").glob("*.yaml"))
 
@@ -384,9 +385,18 @@ def test_tuned_configs_validate(path: Path | None) -> None:
     assert specs
     for name, spec in specs.items():
         assert spec["run"] == "CalQL"
+        if "env" not in spec["config"]:  # a base, which is no task by itself
+            assert any(f"extends: {path.name}" in other.read_text() for other in TUNED_CONFIGS)
+            continue
         for variant in experiments.variants(name, spec):
             assert isinstance(variant.config, CalQLConfig)
-            assert isinstance(variant.config.input_, str)
+            assert variant.config.input_ != "sampler"
+
+
+def test_every_preset_has_a_file_for_antmaze() -> None:
+    texts = [path.read_text() for path in TUNED_CONFIGS if "extends: calql-antmaze.yaml" in path.read_text()]
+    presets = {line.split(":")[1].strip() for text in texts for line in text.splitlines() if "preset:" in line}
+    assert presets | {"cal-ql"} == PRESETS.keys()
 
 
 def test_antmaze_settings_are_the_papers() -> None:

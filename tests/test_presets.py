@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import yaml
 
-from rllib_calql import CalQL, CalQLConfig
+from rllib_calql import CalQL, CalQLConfig, CalQLTorchPolicy
 from rllib_calql.cli.common import UserError
 from rllib_calql.cli.experiments import load_file, override, variants
 from rllib_calql.cli.options import TrainOptions
 from rllib_calql.data import Transitions
 from rllib_calql.presets import PRESETS
+from tests.test_policy import ACTIONS, OBSERVATIONS
 from tests.test_resume import deterministic, small_config
 
 TASK = {
@@ -187,22 +188,37 @@ def test_both_api_stacks_do_the_same(pendulum_data: Transitions, name: str) -> N
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_remote_runners_have_the_critics_that_choose(pendulum_data: Transitions) -> None:
+def test_twenty_updates_per_step_with_ten_critics(pendulum_data: Transitions) -> None:
+    """The paper's section 7.2, at its own pace, on both API stacks."""
+    weights = []
     for new_stack in (False, True):
-        algo = tiny(pendulum_data, "o3f", new_stack).env_runners(num_env_runners=1).build_algo()
-        algo.train()
-        algo.train()
-        before = algo.stack.weights()["critics.weights.0"]
-        algo.stack.collect()
-        (found,) = algo.env_runner_group.foreach_env_runner(_first_critic_weights, local_env_runner=False)
-        np.testing.assert_array_equal(found, before)
+        config = tiny(pendulum_data, "cal-ql-utd20", new_stack, utd_ratio=20, num_online_env_steps=10)
+        algo, blocks = run(config.environment("Pendulum-v1", env_config={"max_episode_steps": 5}))
+        assert [block["num_updates"] for block in blocks] == [4, 4 + 5 * 20, 4 + 10 * 20]
+        weights.append(algo.stack.weights())
+        assert weights[-1]["critics.weights.0"].shape[0] == 10
+        assert "critics.norm_scales.0" in weights[-1]
         algo.stop()
+    for key, array in weights[0].items():
+        np.testing.assert_array_equal(weights[1][key], array, err_msg=key)
 
 
-def _first_critic_weights(runner: Any) -> np.ndarray:
-    if hasattr(runner, "module"):
-        return np.asarray(runner.module.get_state()["critics.weights.0"])
-    return np.asarray(runner.policy_map["default_policy"].update.weights()["critics.weights.0"])
+@pytest.mark.usefixtures("ray_session")
+def test_runners_are_sent_the_critics_that_choose(pendulum_data: Transitions) -> None:
+    algo = tiny(pendulum_data, "o3f", new_stack=True).build_algo()
+    for _ in range(2):
+        algo.train()
+    algo.stack.collect()
+    weights, sent = algo.stack.weights(), algo.env_runner.module.get_state()
+    assert sent.keys() == {name for name in weights if name.startswith(("actor.", "critics.", "obs_"))}
+    for name, array in sent.items():
+        np.testing.assert_array_equal(array, weights[name], err_msg=name)
+    algo.stop()
+    choosing: set[str] = {"critics"}
+    for config, critics in ((CalQLConfig.preset("o3f"), choosing), (CalQLConfig(), set[str]())):
+        policy = CalQLTorchPolicy(OBSERVATIONS, ACTIONS, config.to_dict())
+        names = {name.split(".")[0] for name in policy.inference_weights()}
+        assert names == {"actor", "obs_mean", "obs_std"} | critics
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -237,7 +253,7 @@ def test_iql_goes_on_bit_equal_from_a_checkpoint(pendulum_data: Transitions, tmp
         ({"warmup_actions": "random"}, "warmup_actions='random' needs warmup_env_steps above 0"),
         (
             {"preset": "wsrl", "num_online_env_steps": 5000},
-            "warmup_env_steps=5000 leaves nothing of num_online_env",
+            "warmup_env_steps=5000 leaves nothing of num",
         ),
         ({"update_rule": "td3"}, "update_rule must be one of sac, awac, iql, not 'td3'"),
     ],

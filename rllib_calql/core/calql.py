@@ -123,9 +123,12 @@ class CalQLUpdate(Update):
         """See `Update.act`; noise of (B, N, A) takes the best of N samples by the critics."""
         features = self.features(observations)
         policy = self.actor(features)
-        self.critic_passes.refresh()
-        noise = torch.zeros_like(policy.mean) if noise is None else noise
-        return sampled_actions(policy, noise, lambda actions: self.critic_passes.values(features, actions))
+
+        def q_values(actions: Tensor) -> Tensor:
+            self.critic_passes.refresh()
+            return self.critic_passes.values(features, actions)
+
+        return sampled_actions(policy, torch.zeros_like(policy.mean) if noise is None else noise, q_values)
 
     # ---- learning
 
