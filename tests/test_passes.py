@@ -112,7 +112,9 @@ def test_bfloat16_products_stay_close_and_leave_parameters_alone(layer_norm: boo
     gradients, values = {}, {}
     for dtype in (torch.float32, torch.bfloat16):
         products = CriticPasses(critics, dtype)
-        values[dtype] = products.differentiate(observations, actions, lambda q, states: by_q[states]).clone()
+        values[dtype] = products.differentiate(
+            observations, actions, lambda q, states: by_q[states].expand_as(q)
+        ).clone()
         gradients[dtype] = [p.grad.clone() for p in critics.parameters() if p.grad is not None]
 
     def error(found: Tensor, expected: Tensor) -> float:

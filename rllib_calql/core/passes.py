@@ -3,15 +3,16 @@
 At the usual sizes (256 states, 31 actions each, width 256) one hidden layer of one critic is 8 MB. Written to
 memory and read back for every elementwise operation, such layers cost more time than the products. But the loss
 of a state depends on that state's Q-values alone, so the passes go through the batch in slices of a few states:
-forward, gradient of the loss, backward, in buffers that are allocated once and stay in a core's cache, while the
-parameters' gradients add up. Autograd cannot reuse buffers like this, hence the chain rule by hand. All views
-are made once too: at these sizes making one costs as much as a small operation.
+forward, gradient of the loss, backward, in buffers that are allocated once and stay in the cores' caches, while
+the parameters' gradients add up. Two networks go side by side in batched products: on two cores each then works on
+rows that are in its own cache already. Autograd cannot reuse buffers like this, hence the chain rule by hand. All
+views are made once too: at these sizes making one costs as much as a small operation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +22,11 @@ from torch.autograd.function import once_differentiable
 if TYPE_CHECKING:
     from rllib_calql.core.networks import CriticEnsemble
 
-# One hidden layer of a slice. Smaller ones fit the caches better but repeat the small operations more often.
+# One hidden layer of a slice, of all networks that go together. Smaller ones fit the caches better but repeat the
+# small operations more often.
 SLICE_BYTES = 2 * 1024 * 1024
+# With LayerNorm one: torch's fused layer_norm takes the scale and offset of one network.
+NETWORKS_TOGETHER = 2
 QGradient = Callable[[Tensor, slice], Tensor]
 
 
@@ -40,9 +44,7 @@ class CriticPasses:
 
     def __init__(self, critics: CriticEnsemble, dtype: torch.dtype | None = None) -> None:
         self.critics = critics
-        self._networks = _Networks(
-            [[p.detach() for p in group] for group in _groups(critics)], dtype, critics.obs_dim
-        )
+        self._networks = _Networks([[p.detach() for p in kind] for kind in _kinds(critics)], dtype, critics)
         self._subset: _Networks | None = None
         self._batches: dict[tuple[int, int, int, bool], _Batch] = {}
 
@@ -55,9 +57,9 @@ class CriticPasses:
         """Q-values without gradient; shapes as in `CriticEnsemble.forward`."""
         networks = self._networks if members is None else self._chosen(members)
         batch = self._load(networks, observations, actions)
-        for member, pieces in zip(networks.members, batch.pieces, strict=True):
+        for group, pieces in zip(networks.groups, batch.pieces, strict=True):
             for piece in pieces:
-                piece.forward(member, keep=False)
+                piece.forward(group, keep=False)
         return batch.q
 
     def values_of_actions(self, observations: Tensor, actions: Tensor) -> Tensor:
@@ -77,7 +79,7 @@ class CriticPasses:
         Args:
             observations: (B, obs_dim).
             actions: (B, K, act_dim).
-            q_gradient: from one network's Q-values (S, K) of the states `slice` to the loss's gradient by them.
+            q_gradient: from G networks' Q-values (G, S, K) of the states `slice` to the loss's gradient by them.
             by_observations: (B, obs_dim), set to the loss's gradient by the observations, where given.
 
         Returns:
@@ -85,185 +87,185 @@ class CriticPasses:
         """
         networks, obs_dim = self._networks, self.critics.obs_dim
         batch = self._load(networks, observations, actions)
-        if by_observations is not None:
-            by_observations.zero_()
-        members = zip(networks.members, self._gradients(), batch.pieces, self.critics.weights[0], strict=True)
-        for member, gradients, pieces, first_weight in members:
+        gradients = self._gradients()
+        for group, sums, pieces in zip(networks.groups, gradients.groups, batch.pieces, strict=True):
             for piece in pieces:
-                q, first = piece.forward(member, keep=True), piece.states.start == 0
-                by_sums = piece.backward(member, q_gradient(q, piece.states), gradients, first)
-                piece.by_states.copy_(by_sums.view(*q.shape, -1).sum(1))
-                piece.buffers.add_product(gradients.action_weight, piece.actions.t(), by_sums, first)
-            torch.mm(observations.t(), batch.by_states, out=gradients.weights[0][:obs_dim])
-            torch.sum(batch.by_states, 0, keepdim=True, out=gradients.biases[0])
-            if by_observations is not None:
-                by_observations.addmm_(batch.by_states, first_weight[:obs_dim].t())
+                q, first = piece.forward(group, keep=True), piece.states.start == 0
+                by_sums = piece.backward(group, q_gradient(q, piece.states), sums, first)
+                piece.by_states.copy_(by_sums.view(*q.shape, -1).sum(2))
+                piece.buffers.add_product(sums.action_weight, piece.actions.transpose(1, 2), by_sums, first)
+        weights, biases, *_ = gradients.stacked
+        states = observations.expand(len(batch.by_states), -1, -1)
+        torch.bmm(states.transpose(1, 2), batch.by_states, out=weights[0][:, :obs_dim])
+        torch.sum(batch.by_states, 1, keepdim=True, out=biases[0])
+        if by_observations is not None:
+            state_weights = self.critics.weights[0][:, :obs_dim]
+            torch.sum(batch.by_states @ state_weights.transpose(1, 2), 0, out=by_observations)
         return batch.q
 
-    def _gradients(self) -> list[_Member]:
+    def _gradients(self) -> _Networks:
         for parameter in self.critics.parameters():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        groups = [[p.grad for p in group if p.grad is not None] for group in _groups(self.critics)]
-        return _members(groups, groups, self.critics.obs_dim)
+        kinds = [[p.grad for p in kind if p.grad is not None] for kind in _kinds(self.critics)]
+        return _Networks(kinds, None, self.critics)
 
     def _chosen(self, members: Tensor) -> _Networks:
         # Copied, not indexed one by one, which would have to wait for indices on a GPU.
         everyone = self._networks.own
-        if self._subset is None or len(self._subset.members) != len(members):
-            subset = [[t[members] for t in group] for group in everyone]
-            self._subset = _Networks(subset, self._networks.dtype, self.critics.obs_dim)
-        for chosen, group in zip(self._subset.own, everyone, strict=True):
-            for target, source in zip(chosen, group, strict=True):
+        if self._subset is None or len(self._subset.own[0][0]) != len(members):
+            subset = [[t[members] for t in kind] for kind in everyone]
+            self._subset = _Networks(subset, self._networks.dtype, self.critics)
+        for chosen, kind in zip(self._subset.own, everyone, strict=True):
+            for target, source in zip(chosen, kind, strict=True):
                 torch.index_select(source, 0, members, out=target)
         self._subset.refresh()
         return self._subset
 
     def _load(self, networks: _Networks, observations: Tensor, actions: Tensor, keep_all: bool = False) -> _Batch:
-        key = (len(networks.members), *actions.shape[:2], keep_all)
+        weights, biases, *_ = networks.stacked
+        key = (len(weights[0]), *actions.shape[:2], keep_all)
         if key not in self._batches:
-            self._batches[key] = _Batch(self.critics, networks.dtype, *key)
-        batch, (weights, biases, *_) = self._batches[key], networks.stacked
+            self._batches[key] = _Batch(self.critics, networks, *key[1:])
+        batch = self._batches[key]
         batch.actions.copy_(actions)
         # The states' share of the first layer, once per state instead of once per action.
-        states = observations.to(networks.dtype).expand(len(networks.members), -1, -1)
+        states = observations.to(networks.dtype).expand(len(weights[0]), -1, -1)
         torch.baddbmm(biases[0], states, weights[0][:, : self.critics.obs_dim], out=batch.state_parts)
         return batch
 
 
-class _Member(NamedTuple):
-    """One network's tensors, or their gradients, by layer."""
-
-    weights: list[Tensor]  # (in, out)
-    transposed: list[Tensor]  # (out, in)
-    biases: list[Tensor]  # (1, out)
-    norm_scales: list[Tensor]  # (1, out); empty without LayerNorm
-    norm_offsets: list[Tensor]
-    action_weight: Tensor  # the actions' rows of the first weight
-    head_weight: Tensor  # last weight and bias in the parameters' own precision
-    head_bias: Tensor
-
-
-def _groups(critics: CriticEnsemble) -> tuple[Any, ...]:
+def _kinds(critics: CriticEnsemble) -> tuple[Any, ...]:
     return critics.weights, critics.biases, critics.norm_scales, critics.norm_offsets
 
 
-def _members(groups: list[list[Tensor]], own: list[list[Tensor]], obs_dim: int) -> list[_Member]:
-    """Views of stacked networks one by one."""
-    members = []
-    for i in range(len(groups[0][0])):
-        weights, biases, scales, offsets = ([tensor[i] for tensor in group] for group in groups)
-        head = (own[0][-1][i], own[1][-1][i])
-        transposed = [weight.t() for weight in weights]
-        members.append(_Member(weights, transposed, biases, scales, offsets, weights[0][obs_dim:], *head))
-    return members
-
-
 class _Networks:
-    """The tensors of some of the ensemble's members, in the products' precision."""
+    """The tensors of some of the ensemble's members, in the products' precision, or their gradients."""
 
-    def __init__(self, own: list[list[Tensor]], dtype: torch.dtype | None, obs_dim: int) -> None:
+    def __init__(self, own: list[list[Tensor]], dtype: torch.dtype | None, critics: CriticEnsemble) -> None:
         self.own, self.stacked = own, own
         self.dtype = dtype or own[0][0].dtype
         if self.dtype != own[0][0].dtype:
-            self.stacked = [[tensor.to(self.dtype) for tensor in group] for group in own]
-        self.members = _members(self.stacked, own, obs_dim)
+            self.stacked = [[tensor.to(self.dtype) for tensor in kind] for kind in own]
+        number = len(own[0][0])
+        together = 1 if len(critics.norm_scales) else number if own[0][0].is_cuda else NETWORKS_TOGETHER
+        self.members = [slice(i, min(i + together, number)) for i in range(0, number, together)]
+        self.groups = [_Group(self.stacked, own, members, critics.obs_dim) for members in self.members]
 
     def refresh(self) -> None:
         if self.stacked is not self.own:
-            copies, originals = ([t for group in groups for t in group] for groups in (self.stacked, self.own))
+            copies, originals = ([t for kind in kinds for t in kind] for kinds in (self.stacked, self.own))
             torch._foreach_copy_(copies, originals)
 
 
+class _Group:
+    """Views of the tensors of G networks that go side by side, or of their gradients, by layer."""
+
+    def __init__(self, stacked: list[list[Tensor]], own: list[list[Tensor]], members: slice, obs_dim: int) -> None:
+        self.weights, self.biases, self.norm_scales, self.norm_offsets = (
+            [tensor[members] for tensor in kind] for kind in stacked
+        )  # (G, in, out), (G, 1, out); no scales and offsets without LayerNorm
+        self.transposed = [weight.transpose(1, 2) for weight in self.weights]
+        self.action_weight = self.weights[0][:, obs_dim:]
+        # The last layer in the parameters' own precision; a row, which makes its products the faster ones.
+        self.head_weight = own[0][-1][members].transpose(1, 2)
+        self.head_bias = own[1][-1][members]
+
+
 class _Batch:
-    """What passes over B states with K actions each need as a whole, and its slices, network by network."""
+    """What passes over B states with K actions each need as a whole, and its slices, group by group."""
 
     def __init__(
-        self, critics: CriticEnsemble, dtype: torch.dtype, members: int, size: int, per_state: int, keep_all: bool
+        self, critics: CriticEnsemble, networks: _Networks, size: int, per_state: int, keep_all: bool
     ) -> None:
-        first = critics.weights[0]
-        self.actions = first.new_empty(size, per_state, first.shape[1] - critics.obs_dim, dtype=dtype)
-        self.q = first.new_empty(members, size, per_state)
-        self.state_parts = first.new_empty(members, size, first.shape[2], dtype=dtype)
-        self.by_states = first.new_empty(size, first.shape[2])
-        length = size
-        if not (keep_all or first.is_cuda):  # a GPU takes the batch whole
-            layer_bytes = size * per_state * max(critics.hiddens) * dtype.itemsize
-            length = -(-size // -(-layer_bytes // SLICE_BYTES))
-        slices = [slice(start, min(start + length, size)) for start in range(0, size, length)]
-        buffers: dict[tuple[int, int], _Buffers] = {}
+        (first, *_), *_ = networks.own
+        number, fan_in, width = first.shape
+        self.actions = first.new_empty(size, per_state, fan_in - critics.obs_dim, dtype=networks.dtype)
+        self.q = first.new_empty(number, size, per_state)
+        self.state_parts = first.new_empty(number, size, width, dtype=networks.dtype)
+        self.by_states = first.new_empty(number, size, width)
+        buffers: dict[Any, _Buffers] = {}
 
-        def buffers_for(member: int, states: slice) -> _Buffers:
-            key = (states.stop - states.start, member if keep_all else 0)
+        def piece(members: slice, states: slice) -> _Slice:
+            shape = (members.stop - members.start, (states.stop - states.start) * per_state)
+            key = (*shape, members.start if keep_all else 0)
             if key not in buffers:
-                buffers[key] = _Buffers(critics, dtype, key[0] * per_state, keep_all)
-            return buffers[key]
+                buffers[key] = _Buffers(critics, networks.dtype, *shape, keep_all)
+            return _Slice(self, members, states, buffers[key])
 
-        self.pieces = [
-            [_Slice(self, m, states, buffers_for(m, states)) for states in slices] for m in range(members)
-        ]
+        self.pieces = []
+        for members in networks.members:
+            length = size
+            if not (keep_all or first.is_cuda):  # a GPU takes the batch whole
+                networks_bytes = (members.stop - members.start) * max(critics.hiddens) * networks.dtype.itemsize
+                length = -(-size // -(-size * per_state * networks_bytes // SLICE_BYTES))
+            slices = [slice(start, min(start + length, size)) for start in range(0, size, length)]
+            self.pieces.append([piece(members, states) for states in slices])
 
 
 class _Slice:
-    """One network's pass over some states and their actions: S states, R = S * K rows."""
+    """The pass of G networks over S states and their K actions: R = S * K rows."""
 
-    def __init__(self, batch: _Batch, member: int, states: slice, buffers: _Buffers) -> None:
+    def __init__(self, batch: _Batch, members: slice, states: slice, buffers: _Buffers) -> None:
         self.states, self.buffers = states, buffers
-        self.actions = batch.actions[states].flatten(0, 1)
-        self.q = batch.q[member, states]
-        self.by_states = batch.by_states[states]
-        self._q_column = self.q.view(-1, 1)
-        self._state_part = batch.state_parts[member, states].unsqueeze(1)
+        self.q = batch.q[members, states]
+        self.by_states = batch.by_states[members, states]
+        self.actions = batch.actions[states].flatten(0, 1).expand(len(self.q), -1, -1)
+        self._q_row = self.q.view(len(self.q), 1, -1)
+        self._state_part = batch.state_parts[members, states].unsqueeze(2)
         self._first_sums = buffers.sums[0].view(*self.q.shape, -1)
 
-    def forward(self, member: _Member, keep: bool) -> Tensor:
-        """Q-values (S, K). With `keep`, `backward` may follow, once."""
+    def forward(self, group: _Group, keep: bool) -> Tensor:
+        """Q-values (G, S, K). With `keep`, `backward` may follow, once."""
         buffers = self.buffers
         self._first_sums.copy_(self._state_part)
-        buffers.sums[0].addmm_(self.actions, member.action_weight)
-        buffers.activate(0, member, keep)
+        buffers.sums[0].baddbmm_(self.actions, group.action_weight)
+        buffers.activate(0, group, keep)
         for layer in range(1, len(buffers.sums)):
-            weight, bias = member.weights[layer], member.biases[layer]
-            torch.addmm(bias, buffers.active[layer - 1], weight, out=buffers.sums[layer])
-            buffers.activate(layer, member, keep)
-        torch.addmm(member.head_bias, buffers.top(), member.head_weight, out=self._q_column)
+            weight, bias = group.weights[layer], group.biases[layer]
+            torch.baddbmm(bias, buffers.active[layer - 1], weight, out=buffers.sums[layer])
+            buffers.activate(layer, group, keep)
+        torch.baddbmm(group.head_bias, group.head_weight, buffers.top().transpose(1, 2), out=self._q_row)
         return self.q
 
-    def backward(self, member: _Member, q_gradient: Tensor, gradients: _Member | None, first: bool) -> Tensor:
-        """From the gradient by the Q-values (S, K) to that by the first layer's sums, (R, width).
+    def backward(self, group: _Group, q_gradient: Tensor, gradients: _Group | None, first: bool) -> Tensor:
+        """From the gradient by the Q-values (G, S, K) to that by the first layer's sums, (G, R, width).
 
         Adds to the `gradients` of all layers but the first, or sets them where `first`.
         """
-        buffers, delta = self.buffers, q_gradient.reshape(-1, 1)
-        below = buffers.top()
-        for layer in reversed(range(1, len(member.weights))):
-            if gradients is not None:
-                buffers.add_product(gradients.weights[layer], below.t(), delta, first)
-                _add(gradients.biases[layer], delta.sum(0, keepdim=True), first)
-            below = buffers.active[layer - 2]
-            by_active = buffers.by_active[layer - 1]
-            torch.mm(delta.to(by_active.dtype), member.transposed[layer], out=by_active)
-            delta = buffers.deactivate(layer - 1, gradients, first)
+        buffers, by_q = self.buffers, q_gradient.reshape(self._q_row.shape)
+        if gradients is not None:
+            buffers.add_product(gradients.head_weight, by_q, buffers.top(), first)
+            _add(gradients.head_bias, by_q.sum(2, keepdim=True), first)
+        delta = by_q.transpose(1, 2)
+        for layer in reversed(range(len(buffers.sums))):
+            by_active = buffers.by_active[layer]
+            torch.bmm(delta.to(by_active.dtype), group.transposed[layer + 1], out=by_active)
+            delta = buffers.deactivate(layer, gradients, first)
+            if gradients is not None and layer > 0:
+                below = buffers.active[layer - 1].transpose(1, 2)
+                buffers.add_product(gradients.weights[layer], below, delta, first)
+                _add(gradients.biases[layer], delta.sum(1, keepdim=True), first)
         return delta
 
 
 class _Buffers:
-    """The layers of one pass over R rows."""
+    """The layers of one pass of G networks over R rows."""
 
-    def __init__(self, critics: CriticEnsemble, dtype: torch.dtype, rows: int, keep: bool) -> None:
+    def __init__(self, critics: CriticEnsemble, dtype: torch.dtype, number: int, rows: int, keep: bool) -> None:
         like = critics.weights[0]
         self.activation, self.layer_norm = critics.activation, bool(len(critics.norm_scales))
         self.in_place = self.activation is F.relu and not self.layer_norm
-        self.sums = [like.new_empty(rows, width, dtype=dtype) for width in critics.hiddens]  # then activated
-        self.active = list(self.sums)
+        self.sums = [like.new_empty(number, rows, width, dtype=dtype) for width in critics.hiddens]
+        self.active = list(self.sums)  # the sums become the activated values, unless autograd has them
         # The gradient by a layer's activated values. That by its sums replaces the values, unless they are kept.
         self.by_active = [torch.empty_like(tensor) for tensor in self.sums]
         if not keep:
-            of_width = {tensor.shape[1]: tensor for tensor in self.by_active}
-            self.by_active = [of_width[tensor.shape[1]] for tensor in self.sums]
+            of_width = {tensor.shape[2]: tensor for tensor in self.by_active}
+            self.by_active = [of_width[tensor.shape[2]] for tensor in self.sums]
         self._keep, self._by_sums = keep, self.by_active if keep else self.sums
         self._bits = [[_bits(t) for t in ts] for ts in (self.by_active, self.sums, self._by_sums)]
-        self._top = None if dtype == like.dtype else like.new_empty(rows, critics.hiddens[-1])
+        self._top = None if dtype == like.dtype else like.new_empty(number, rows, critics.hiddens[-1])
         self._products: dict[torch.Size, Tensor] = {}
         self._inputs: list[list[Tensor]] = [[] for _ in self.sums]
 
@@ -271,24 +273,24 @@ class _Buffers:
         """The last hidden layer in the parameters' own precision."""
         return self.active[-1] if self._top is None else self._top
 
-    def activate(self, layer: int, member: _Member, keep: bool) -> None:
+    def activate(self, layer: int, group: _Group, keep: bool) -> None:
         """From a layer's sums to its activated values."""
         if self.in_place:
             self._bits[1][layer].clamp_(min=0)
         else:
             inputs = [self.sums[layer].detach()]
             if self.layer_norm:
-                inputs += [member.norm_scales[layer][0].detach(), member.norm_offsets[layer][0].detach()]
+                inputs += [norms[layer].view(-1).detach() for norms in (group.norm_scales, group.norm_offsets)]
             with torch.set_grad_enabled(keep):
                 hidden, *norm = (tensor.requires_grad_(keep) for tensor in inputs)
                 if norm:
-                    hidden = F.layer_norm(hidden, hidden.shape[1:], *norm)
+                    hidden = F.layer_norm(hidden, hidden.shape[2:], *norm)
                 self.active[layer] = self.activation(hidden)
             self._inputs[layer] = inputs
         if layer == len(self.sums) - 1 and self._top is not None:
             self._top.copy_(self.active[-1])
 
-    def deactivate(self, layer: int, gradients: _Member | None, first: bool) -> Tensor:
+    def deactivate(self, layer: int, gradients: _Group | None, first: bool) -> Tensor:
         """From the gradient by a layer's activated values (in `by_active`) to that by its sums."""
         if self.in_place:
             by_active, values, by_sums = (tensors[layer] for tensors in self._bits)
@@ -305,11 +307,11 @@ class _Buffers:
     def add_product(self, total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
         """total += left @ right, or = where `first`."""
         if total.dtype == left.dtype:
-            torch.addmm(total, left, right, beta=0.0 if first else 1.0, out=total)
+            torch.baddbmm(total, left, right, beta=0.0 if first else 1.0, out=total)
             return
         if total.shape not in self._products:
             self._products[total.shape] = torch.empty_like(total, dtype=left.dtype)
-        _add(total, torch.mm(left, right, out=self._products[total.shape]), first)
+        _add(total, torch.bmm(left, right, out=self._products[total.shape]), first)
 
 
 def _add(total: Tensor, term: Tensor, first: bool) -> None:
@@ -330,11 +332,11 @@ class _ValuesOfActions(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, actions: Tensor, observations: Tensor, passes: CriticPasses) -> Tensor:
-        members = passes._networks.members
+        groups = passes._networks.groups
         batch = passes._load(passes._networks, observations, actions, keep_all=True)
-        for member, (piece,) in zip(members, batch.pieces, strict=True):
-            piece.forward(member, keep=True)
-        ctx.members, ctx.batch = members, batch
+        for group, (piece,) in zip(groups, batch.pieces, strict=True):
+            piece.forward(group, keep=True)
+        ctx.groups, ctx.batch = groups, batch
         return batch.q.clone()
 
     @staticmethod
@@ -342,7 +344,10 @@ class _ValuesOfActions(torch.autograd.Function):
     def backward(ctx: Any, q_gradients: Tensor) -> tuple[Tensor, None, None]:
         batch: _Batch = ctx.batch
         total = torch.zeros_like(batch.actions, dtype=q_gradients.dtype)
-        for member, (piece,), q_gradient in zip(ctx.members, batch.pieces, q_gradients, strict=True):
-            by_sums = piece.backward(member, q_gradient, None, True)
-            total += (by_sums @ member.action_weight.t()).view_as(total)
+        start = 0
+        for group, (piece,) in zip(ctx.groups, batch.pieces, strict=True):
+            q_gradient = q_gradients[start : start + len(piece.q)]
+            by_sums = piece.backward(group, q_gradient, None, True)
+            total += (by_sums @ group.action_weight.transpose(1, 2)).sum(0).view_as(total)
+            start += len(piece.q)
         return total, None, None
