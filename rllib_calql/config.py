@@ -407,8 +407,11 @@ class CalQLConfig(CQLConfig):
 
         RLlib leaves those out as deprecated, so that `mixing_ratio=-1` would be the default again.
         """
+        deprecated = {name for name, value in vars(CQLConfig()).items() if value == -1}
         minus_one = {
-            name: value for name, value in vars(self).items() if isinstance(value, int | float) and value == -1
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, int | float) and value == -1 and name not in deprecated
         }
         return minus_one | super().get_state()
 

@@ -127,6 +127,7 @@ def test_every_preset_trains_in_its_phases(pendulum_data: Transitions, name: str
     algo, blocks = run(config)
     phases = [block["phase"] for block in blocks]
     assert phases == (["offline"] if config.num_offline_updates else []) + ["online"] * 3
+    assert algo.local_replay_buffer.replay.mixing_ratio == config.mixing_ratio
     assert blocks[-1]["num_updates"] == config.num_offline_updates + (150 - config.warmup_env_steps) // 10
     online_weight = config.min_q_weight if config.min_q_weight_online is None else config.min_q_weight_online
     for block in blocks:
@@ -196,9 +197,9 @@ def test_twenty_updates_per_step_with_ten_critics(pendulum_data: Transitions) ->
     """The paper's section 7.2, at its own pace, on both API stacks."""
     weights = []
     for new_stack in (False, True):
-        config = tiny(pendulum_data, "cal-ql-utd20", new_stack, utd_ratio=20, num_online_env_steps=10)
-        algo, blocks = run(config.environment("Pendulum-v1", env_config={"max_episode_steps": 5}))
-        assert [block["num_updates"] for block in blocks] == [4, 4 + 5 * 20, 4 + 10 * 20]
+        config = tiny(pendulum_data, "cal-ql-utd20", new_stack, utd_ratio=20, num_online_env_steps=4)
+        algo, blocks = run(config.environment("Pendulum-v1", env_config={"max_episode_steps": 2}))
+        assert [block["num_updates"] for block in blocks] == [4, 4 + 2 * 20, 4 + 4 * 20]
         weights.append(algo.stack.weights())
         assert weights[-1]["critics.weights.0"].shape[0] == 10
         assert "critics.norm_scales.0" in weights[-1]
