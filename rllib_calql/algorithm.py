@@ -18,6 +18,7 @@ from rllib_calql.callbacks import fire_switch_to_online
 from rllib_calql.checkpoint import Checkpoints, checkpoint_weights
 from rllib_calql.config import CalQLConfig
 from rllib_calql.core.update import Update
+from rllib_calql.data.frames import frame_layout
 from rllib_calql.data.replay_files import ReplayFiles
 from rllib_calql.dataset import (
     check_capacity,
@@ -82,13 +83,14 @@ class CalQL(Checkpoints, CQL):
         if offline is not None:
             check_environment(offline, self.stack.env)
         self.local_replay_buffer = CalQLReplayBuffer(
-            observation_space.shape[0],
+            observation_space.shape[-1],
             action_space.shape[0],
             offline,
             self.config.preparation(self.reward_factor),
             self.config.online_capacity,
             self.config.mixing_ratio,
             self.config.seed,
+            None if frame_layout(observation_space) is None else self.config.frame_stack,
         )
         self._replay_files = ReplayFiles(self.local_replay_buffer.replay.online)
         check_capacity(self.config, self.stack.env)

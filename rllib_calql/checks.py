@@ -192,6 +192,7 @@ _INTS = (
     "num_critics",
     "target_network_update_freq",
     "train_batch_size",
+    "frame_stack",
     "bc_iters",
     "num_exploration_actions",
     "num_actions",
@@ -248,7 +249,12 @@ NUMBERS: dict[str, tuple[type, bool]] = {
     "num_gpus_per_learner": (float, False),
 }
 _NUMBERS_INSIDE = {"mixing_ratio", "score_range", "target_entropy"}
-MODEL_SETTINGS = ("policy_model_config", "q_model_config")
+# Settings that are dicts, and their keys: what is given is merged into what is there.
+MODEL_SETTINGS = {
+    "policy_model_config": MODEL_KEYS,
+    "q_model_config": MODEL_KEYS,
+    "encoder_config": ("conv_filters", "feature_dim"),
+}
 _TINY = 1e-12
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(
@@ -272,6 +278,7 @@ RANGES: dict[str, tuple[float, float]] = {
             "target_network_update_freq",
             "train_batch_size",
             "num_exploration_actions",
+            "frame_stack",
             "num_actions",
             "num_target_actions",
         ),
@@ -286,11 +293,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "expectile": (_TINY, 1.0 - _TINY),
     "tau": (_TINY, 1.0),
 }
-CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[str | None, ...]] = {
     "update_rule": ("sac", "awac", "iql"),
     "actor_q": ("min", "mean"),
     "warmup_actions": ("policy", "random"),
     "precision": ("float32", "bfloat16", "float64"),
+    "image_augmentation": ("random_shift", None),
     "replay_device": ("auto", "host", "update"),
     "truncation_mode": ("stop", "infinite", "drop"),
 }

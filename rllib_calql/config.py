@@ -14,7 +14,7 @@ from ray.rllib.algorithms.cql import CQLConfig
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from rllib_calql.checks import ALIASES, MODEL_KEYS, MODEL_SETTINGS, checked, is_search_space
+from rllib_calql.checks import ALIASES, MODEL_SETTINGS, checked, is_search_space
 from rllib_calql.core.hyperparameters import ActorQ, Precision, UpdateRule
 from rllib_calql.data import Preparation, Transitions, open_source
 from rllib_calql.data.mixture import entries_of
@@ -30,6 +30,8 @@ WarmUpActions = Literal["policy", "random"]
 # What the RLModule of the new API stack is built from.
 MODULE_SETTINGS = (
     "policy_model_config",
+    "encoder_config",
+    "frame_stack",
     "q_model_config",
     "num_critics",
     "critic_layer_norm",
@@ -97,6 +99,9 @@ class CalQLConfig(CQLConfig):
         self.precision: Precision = "float32"
         self.policy_model_config = {"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"}
         self.q_model_config = {"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"}
+        self.encoder_config = {"conv_filters": [[32, 3, 2], [32, 3, 1], [32, 3, 1], [32, 3, 1]], "feature_dim": 50}
+        self.image_augmentation: str | None = "random_shift"
+        self.frame_stack = 1
         # learning
         self.update_rule: UpdateRule = "sac"
         self.beta = 1.0
@@ -226,6 +231,9 @@ class CalQLConfig(CQLConfig):
         update_rule: UpdateRule = NotProvided,
         beta: float = NotProvided,
         expectile: float = NotProvided,
+        encoder_config: Mapping[str, Any] = NotProvided,
+        image_augmentation: str | None = NotProvided,
+        frame_stack: int = NotProvided,
         lagrangian_lr: float = NotProvided,
         learn_alpha: bool = NotProvided,
         alpha_multiplier: float = NotProvided,
@@ -291,6 +299,10 @@ class CalQLConfig(CQLConfig):
                 advantage: "awac", "iql".
             beta: Inverse temperature of these advantages: weights are exp(beta A). AWAC's lambda is 1 / beta.
             expectile: Of IQL's V, in (0, 1).
+            encoder_config: {"conv_filters": [[channels, kernel, stride], ...], "feature_dim"} of the encoder of
+                uint8 images, merged into the present. Critics and actor share it; the critics train it.
+            image_augmentation: "random_shift" (DrQ: by up to 4 pixels), or None.
+            frame_stack: Last frames that an observation with images is made of; each is stored once.
             lagrangian_lr: Learning rate of the Lagrange multiplier alpha'.
             learn_alpha: Tune the entropy temperature; False fixes it at `initial_alpha * alpha_multiplier`.
             alpha_multiplier: Factor on the entropy temperature.
@@ -417,10 +429,11 @@ class CalQLConfig(CQLConfig):
 
     def _set(self, name: str, value: Any) -> None:
         if name in MODEL_SETTINGS and not is_search_space(value):
+            known = MODEL_SETTINGS[name]
             if not isinstance(value, Mapping):
-                raise ValueError(f"{name} must be a dict with {', '.join(MODEL_KEYS)}, not {value!r}")
-            if unknown := sorted(set(value) - set(MODEL_KEYS)):
-                raise ValueError(f"{name} has no {unknown[0]!r}: it takes {', '.join(MODEL_KEYS)}")
+                raise ValueError(f"{name} must be a dict with {', '.join(known)}, not {value!r}")
+            if unknown := sorted(set(value) - set(known)):
+                raise ValueError(f"{name} has no {unknown[0]!r}: it takes {', '.join(known)}")
             setattr(self, name, {**getattr(self, name), **value})
         else:
             setattr(self, name, checked(name, value))

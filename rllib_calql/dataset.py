@@ -14,6 +14,7 @@ from ray.data import Dataset
 from rllib_calql import ray_data
 from rllib_calql.config import CalQLConfig
 from rllib_calql.data import DatasetError, DatasetWarning, Mixture, Transitions, check_fits, open_dataset
+from rllib_calql.data.frames import FrameLayout, frame_layout
 from rllib_calql.data.mixture import entries_of
 from rllib_calql.data.prepare import episode_returns, return_factor
 from rllib_calql.data.summary import Moments
@@ -80,6 +81,8 @@ def open_offline_data(config: CalQLConfig, observation_space: Any, action_space:
     Raises:
         DatasetError: missing, unreadable, invalid, or of other dimensions than the environment.
     """
+    frames = frame_layout(observation_space)
+    check_image_settings(config, frames)
     if config.input_ == "sampler":
         return OfflineData(None, 1.0, score_range(config.score_range))
     options = dict(config.input_config)
@@ -91,6 +94,8 @@ def open_offline_data(config: CalQLConfig, observation_space: Any, action_space:
             "this run's data were given in memory, and checkpoints do not hold them: give them again"
         )
     given: Any = config.input_() if callable(config.input_) else config.input_
+    if frames is not None:
+        options.setdefault("observations", "keep")
     raw: Transitions | Mixture = open_dataset(given, **options)
     check_fits(raw, observation_space, action_space)
     factor = 1.0
@@ -100,10 +105,26 @@ def open_offline_data(config: CalQLConfig, observation_space: Any, action_space:
     def prepared(part: Transitions) -> Transitions:
         in_bounds = part.metadata.actions_normalized if normalized is None else normalized
         bounds = {} if in_bounds else {"action_low": action_space.low, "action_high": action_space.high}
-        return config.preparation(factor, **bounds)(part)
+        return config.preparation(factor, **bounds)(part.changed(frame_stack=frames and frames.frame_stack))
 
     rows = raw.each(prepared) if isinstance(raw, Mixture) else prepared(raw)
     return OfflineData(rows, factor, score_range(config.score_range) or raw.metadata.score_range)
+
+
+def check_image_settings(config: CalQLConfig, frames: FrameLayout | None) -> None:
+    """Refuses (ValueError) settings for images where there are none, and those that images do not go with."""
+    if frames is None:
+        defaults = type(config)()
+        for name in ("encoder_config", "image_augmentation", "frame_stack"):
+            if getattr(config, name) != getattr(defaults, name):
+                raise ValueError(f"{name} is for images, and the environment observes none (uint8): leave it out")
+        return
+    if config.normalize_observations:
+        raise ValueError("normalize_observations=True is for vectors: the encoder scales images by itself")
+    if config.update_rule == "iql":
+        raise ValueError("update_rule='iql' is for vectors: images go with 'sac' and 'awac'")
+    if config.replay_device == "update":
+        raise ValueError("replay_device='update' is for vectors: use 'host' or 'auto' with images")
 
 
 def reference(config: CalQLConfig, data: Transitions | Mixture | None) -> dict[str, str] | None:

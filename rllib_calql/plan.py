@@ -15,8 +15,10 @@ from rllib_calql.config import CalQLConfig
 from rllib_calql.core.factory import make_update
 from rllib_calql.core.hyperparameters import UpdateConfig
 from rllib_calql.data import Mixture
+from rllib_calql.data.frames import frames_space, has_images
 from rllib_calql.dataset import check_capacity, check_environment, on_this_node, open_offline_data
 from rllib_calql.envs.creation import make_env
+from rllib_calql.envs.frames import with_frames
 
 
 def make_plan(config: CalQLConfig) -> dict[str, dict[str, Any]]:
@@ -95,11 +97,15 @@ def _spaces(config: CalQLConfig, env: gym.Env | None) -> tuple[gym.spaces.Box, g
                 "without an environment the config needs its spaces: "
                 "environment(observation_space=..., action_space=...)"
             )
-        return config.observation_space, config.action_space, {"id": "none"}
+        observed = config.observation_space
+        if has_images(observed):
+            observed = frames_space(observed, config.frame_stack)
+        return observed, config.action_space, {"id": "none"}
+    given, env = env.observation_space, with_frames(env, config.frame_stack)
     observation_space = ModelCatalog.get_preprocessor_for_space(env.observation_space).observation_space
     described = {
         "id": str(config.env),
-        "observations": str(env.observation_space),
+        "observations": str(given),
         "actions": str(env.action_space),
         "time limit": getattr(env.spec, "max_episode_steps", None),
     }

@@ -17,12 +17,13 @@ class CalQLReplayBuffer(ReplayBuffer):
     scheduled ratio (`MixedReplay` has the rules).
 
     Args:
-        obs_dim, act_dim: sizes of observations and actions.
+        obs_dim, act_dim: sizes of observations (bytes of a frame with `frame_stack`) and actions.
         offline: prepared offline rows, or None.
         preparation: what is done to online episodes when they enter; offline rows have been through it.
         capacity: online rows kept, first in first out by whole episodes.
         mixing_ratio: see `MixedReplay`.
         seed: of the sampling.
+        frame_stack: observations are so many frames, (k, obs_dim) uint8; of each row only the last is kept.
     """
 
     def __init__(
@@ -34,10 +35,11 @@ class CalQLReplayBuffer(ReplayBuffer):
         capacity: int = 1_000_000,
         mixing_ratio: float | Sequence[Sequence[float]] = 0.5,
         seed: int | None = None,
+        frame_stack: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(capacity=capacity, storage_unit="episodes", **kwargs)
-        self.replay = MixedReplay(offline, capacity, mixing_ratio, seed, obs_dim, act_dim)
+        self.replay = MixedReplay(offline, capacity, mixing_ratio, seed, obs_dim, act_dim, frame_stack)
         self.preparation = preparation or Preparation()
 
     def __len__(self) -> int:
@@ -55,6 +57,9 @@ class CalQLReplayBuffer(ReplayBuffer):
 
     def add_episode(self, episode: Transitions) -> None:
         """Adds one raw episode."""
+        if (count := self.replay.online.frame_stack) is not None:
+            last = {name: getattr(episode, name)[:, -1] for name in ("observations", "final_observations")}
+            episode = episode.changed(**last, frame_stack=count)
         self.replay.add(self.preparation(episode))
 
     def sample(self, num_items: int, *, online: bool = True, **kwargs: Any) -> SampleBatch:

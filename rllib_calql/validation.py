@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,6 @@ from rllib_calql.checks import (
     ALIASES,
     CHOICES,
     MODEL_KEYS,
-    MODEL_SETTINGS,
     NEW_STACK_REFUSES,
     POLICY_STACK_REFUSES,
     RANGES,
@@ -66,14 +66,17 @@ def check_ranges(config: CalQLConfig) -> None:
             raise ValueError(f"{name} must be {limits}, not {value!r}")
     for name, choices in CHOICES.items():
         if getattr(config, name) not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(config, name)!r}")
-    for name in MODEL_SETTINGS:
+            raise ValueError(
+                f"{name} must be one of {', '.join(map(str, choices))}, not {getattr(config, name)!r}"
+            )
+    for name in ("policy_model_config", "q_model_config"):
         hiddens, activation = (getattr(config, name)[key] for key in MODEL_KEYS)
         widths = hiddens if isinstance(hiddens, (list, tuple)) else ()
         if not widths or not all(isinstance(width, int) and width > 0 for width in widths):
             raise ValueError(f"{name}: fcnet_hiddens must be positive layer widths, not {hiddens!r}")
         if activation not in tuple(ACTIVATIONS):
             raise ValueError(f"{name}: fcnet_activation must be one of {', '.join(ACTIVATIONS)}")
+    _check_encoder(config.encoder_config)
     _check_batch_size(config)
     if config.num_target_critics is not None and config.num_target_critics > config.num_critics:
         raise ValueError(f"num_target_critics={config.num_target_critics} of num_critics={config.num_critics}")
@@ -112,6 +115,22 @@ def check_ranges(config: CalQLConfig) -> None:
             f"target_entropy must be 'auto' (minus act_dim) or a number, not {config.target_entropy!r}"
         )
     check_mixing_ratio(config.mixing_ratio)
+
+
+def _check_encoder(settings: Mapping[str, Any]) -> None:
+    filters, features = settings["conv_filters"], settings["feature_dim"]
+
+    def numbers(values: Any) -> bool:
+        return all(isinstance(value, int) and not isinstance(value, bool) and value > 0 for value in values)
+
+    if not isinstance(filters, (list, tuple)) or not filters or not numbers([features]):
+        raise ValueError(f"encoder_config: needs conv_filters and a positive feature_dim, not {dict(settings)}")
+    for layer in filters:
+        if not (isinstance(layer, (list, tuple)) and len(layer) == 3 and numbers(layer)):
+            raise ValueError(
+                f"encoder_config: conv_filters are [[channels, kernel, stride], ...] of positive whole numbers, "
+                f"not {layer!r}"
+            )
 
 
 def _check_batch_size(config: CalQLConfig) -> None:

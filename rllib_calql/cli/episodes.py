@@ -14,8 +14,10 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from rllib_calql.cli.common import UserError
 from rllib_calql.cli.experiments import merged
 from rllib_calql.cli.policies import Trained
+from rllib_calql.data.frames import frame_layout
 from rllib_calql.data.rows import Rows
 from rllib_calql.envs.creation import make_env
+from rllib_calql.envs.frames import with_frames
 
 
 def environment_of(config: dict[str, Any], changes: Mapping[str, Any], arguments: Mapping[str, Any]) -> gym.Env:
@@ -39,6 +41,8 @@ def environment_of(config: dict[str, Any], changes: Mapping[str, Any], arguments
 def environment_for(trained: Trained, changes: Mapping[str, Any], arguments: Mapping[str, Any]) -> gym.Env:
     """See `environment_of`; with observations as the policy takes them."""
     env = environment_of(trained.config, changes, arguments)
+    if layout := frame_layout(trained.observation_space):
+        return with_frames(env, layout.frame_stack)
     flat = trained.calql is not None and isinstance(trained.observation_space, gym.spaces.Box)
     if flat and not isinstance(env.observation_space, gym.spaces.Box):
         return gym.wrappers.FlattenObservation(env)  # as CalQL's own runners

@@ -15,7 +15,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 import rllib_calql
 from rllib_calql.cli.common import UserError
 from rllib_calql.cli.policies import Trained, restored
-from rllib_calql.core.export import FORMATS, DeterministicPolicy, ExportFormat, export_policy
+from rllib_calql.core.export import FORMATS, DeterministicPolicy, ExportError, ExportFormat, export_policy
 from rllib_calql.envs.creation import observation_space_of
 
 NUM_CHECKED = 1000
@@ -59,6 +59,11 @@ def deterministic_policy(trained: Trained) -> DeterministicPolicy:
     """The checkpoint's actor with its normaliser and the environment's action bounds."""
     networks, space = trained.calql, trained.action_space
     assert networks is not None
+    if networks.encoder is not None:
+        raise ExportError(
+            "policies on images cannot be exported yet: load the checkpoint with CalQL.from_checkpoint(path) and "
+            "call compute_single_action"
+        )
     return DeterministicPolicy(networks.actor, networks.obs_mean, networks.obs_std, space.low, space.high)
 
 

@@ -35,6 +35,7 @@ from rllib_calql.checkpoint import RUN
 from rllib_calql.cli.common import UserError
 from rllib_calql.cli.experiments import algorithm_class
 from rllib_calql.core.update import Update
+from rllib_calql.data.frames import frame_layout
 from rllib_calql.new_stack.rl_module import CalQLTorchRLModule
 from rllib_calql.old_stack.policy import CalQLTorchPolicy
 
@@ -103,7 +104,9 @@ def _old_stack(checkpoint: Path) -> Trained:
         return policy.action_connectors(output).output[0], {Columns.ACTIONS: action}
 
     # A preprocessed space (one-hot, flattened) remembers what it was made from.
-    observation_space = getattr(policy.observation_space, "original_space", policy.observation_space)
+    observation_space = policy.observation_space
+    if frame_layout(observation_space) is None:
+        observation_space = getattr(observation_space, "original_space", observation_space)
     if not isinstance(policy, CalQLTorchPolicy):
         return Trained(act, policy.config, observation_space, policy.action_space)
     return Trained(

@@ -154,6 +154,7 @@ class CalQLUpdate(Update):
         with torch.no_grad():
             next_observations = self.features(batch["next_observations"])
             next_policy = self.actor(next_observations)
+            next_observations = self.target_features(batch["next_observations"], next_observations)
             current_policy = TanhGaussian(policy.mean.detach(), policy.log_std.detach())
         self.critic_passes.refresh()
         self.target_passes.refresh()
@@ -197,8 +198,16 @@ class CalQLUpdate(Update):
         return losses.next_state_value(next_q, log_probs, entropy_alpha)
 
     def differentiate(self, observations: Tensor, actions: Tensor, q_gradient: QGradient) -> Tensor:
-        """Fills the critics' `.grad`; see `CriticPasses.differentiate`. `observations` are `features`."""
-        return self.critic_passes.differentiate(observations, actions, q_gradient)
+        """Fills the critics' and the encoder's `.grad`; see `CriticPasses.differentiate`.
+
+        `observations` are `features`, with the graph that leads to the encoder.
+        """
+        if self.encoder is None:
+            return self.critic_passes.differentiate(observations, actions, q_gradient)
+        gradient = torch.empty_like(observations)
+        q = self.critic_passes.differentiate(observations.detach(), actions, q_gradient, gradient)
+        self.differentiate_features(observations, gradient)
+        return q
 
     @torch.no_grad()
     def critic_gradients(

@@ -9,6 +9,7 @@ from rllib_calql.core.advantage_weighted import AWACUpdate, IQLUpdate
 from rllib_calql.core.calql import CalQLUpdate
 from rllib_calql.core.hyperparameters import UpdateConfig
 from rllib_calql.core.update import Update
+from rllib_calql.data.frames import frame_layout
 
 UPDATES: dict[str, type[CalQLUpdate]] = {"sac": CalQLUpdate, "awac": AWACUpdate, "iql": IQLUpdate}
 
@@ -20,5 +21,6 @@ def make_update(
     device: torch.device | str = "cpu",
     seed: int | None = None,
 ) -> Update:
-    """The update that these settings ask for in these (flat) spaces; arguments as `Update`'s."""
-    return UPDATES[config.update_rule](observation_space.shape[0], action_space.shape[0], config, device, seed)
+    """The update that these settings ask for in these spaces, flat or frames; arguments as `Update`'s."""
+    observations = frame_layout(observation_space) or observation_space.shape[0]
+    return UPDATES[config.update_rule](observations, action_space.shape[0], config, device, seed)

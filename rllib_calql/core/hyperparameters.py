@@ -59,6 +59,10 @@ class UpdateConfig:
     # advantage-weighted rules
     beta: float = 1.0
     expectile: float = 0.8
+    # images
+    conv_filters: tuple[tuple[int, ...], ...] = ((32, 3, 2), (32, 3, 1), (32, 3, 1), (32, 3, 1))
+    feature_dim: int = 50
+    image_augmentation: str | None = "random_shift"
     # behaviour-cloning start of the actor
     bc_iters: int = 0
 
@@ -66,12 +70,15 @@ class UpdateConfig:
     def from_settings(cls, settings: Mapping[str, Any]) -> UpdateConfig:
         """From a mapping with `CalQLConfig`'s names, such as its `vars()` or the dict a policy is given."""
         actor, critic = settings["policy_model_config"], settings["q_model_config"]
+        encoder = settings["encoder_config"]
         entropy = settings["target_entropy"]
         derived: dict[str, Any] = {
             "actor_hiddens": tuple(actor["fcnet_hiddens"]),
             "actor_activation": actor["fcnet_activation"],
             "critic_hiddens": tuple(critic["fcnet_hiddens"]),
             "critic_activation": critic["fcnet_activation"],
+            "conv_filters": tuple(map(tuple, encoder["conv_filters"])),
+            "feature_dim": encoder["feature_dim"],
             "target_entropy": None if entropy in (None, "auto") else float(entropy),
         }
         names = [field.name for field in fields(cls) if field.name not in derived]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -11,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rllib_calql.core.encoders import MAX_SHIFT, PixelEncoder
 from rllib_calql.core.hyperparameters import UpdateConfig
+from rllib_calql.data.frames import FrameLayout
 
 Batch = Mapping[str, Tensor]
 
@@ -39,8 +42,15 @@ class Update(ABC):
     them over several learners). Of n learners that share batches, `shard = (i, n)` makes number i draw the
     noise of the whole batch and keep that of its own rows: every n-th.
 
+    Observations with images come as frames, which an encoder makes features of: convolutions that the critics
+    share and their losses alone move. The actor reads the features, and its losses end there: they would pull
+    the features towards what raises Q. Target critics read features of a target encoder, which follows as they
+    do, for their values belong to the features they have learned on. Batches are shifted at random before anything
+    looks at them (DrQ), observations and next observations each by themselves.
+
     Args:
-        obs_dim, act_dim: sizes of the flat observation and action; actions live in [-1, 1].
+        observations: numbers of a flat observation, or the layout of frames.
+        act_dim: numbers of an action; actions live in [-1, 1].
         config: hyperparameters.
         device: where everything lives.
         seed: of the initial parameters and of the sampling noise; None draws one.
@@ -55,13 +65,13 @@ class Update(ABC):
 
     def __init__(
         self,
-        obs_dim: int,
+        observations: int | FrameLayout,
         act_dim: int,
         config: UpdateConfig,
         device: torch.device | str = "cpu",
         seed: int | None = None,
     ) -> None:
-        self.config, self.obs_dim, self.act_dim = config, obs_dim, act_dim
+        self.config, self.act_dim = config, act_dim
         self.device = torch.device(device)
         seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -70,11 +80,21 @@ class Update(ABC):
         self.num_updates = 0
         self.reduce_gradients: Callable[[list[Tensor]], None] | None = None
         self.shard = (0, 1)
-        self.obs_mean = torch.zeros(obs_dim, device=self.device, dtype=self.dtype)
-        self.obs_std = torch.ones(obs_dim, device=self.device, dtype=self.dtype)
+        self.encoder: PixelEncoder | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            if isinstance(observations, FrameLayout):
+                self.encoder = PixelEncoder(
+                    observations, config.conv_filters, config.feature_dim, config.orthogonal_init
+                ).to(self.device, self.dtype)
+                self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+                observations = self.encoder.obs_dim
+            self.obs_dim: int = observations
+            self.obs_mean = torch.zeros(self.obs_dim, device=self.device, dtype=self.dtype)
+            self.obs_std = torch.ones(self.obs_dim, device=self.device, dtype=self.dtype)
             groups = self.build()
+        if self.encoder is not None:
+            groups.append({"params": list(self.encoder.parameters()), "lr": config.critic_lr})
         self.optimizer = torch.optim.Adam(groups, fused=True, capturable=self.device.type == "cuda")
 
     # ---- what a subclass brings
@@ -109,7 +129,34 @@ class Update(ABC):
 
     def features(self, observations: Tensor) -> Tensor:
         """What actor and critics see of raw observations. Losses of the actor never reach what makes them."""
-        return self.normalize(observations)
+        return self.normalize(observations if self.encoder is None else self.encoder(observations))
+
+    def target_features(self, observations: Tensor, features: Tensor) -> Tensor:
+        """What target critics see of raw observations, of which `features` are already known."""
+        return features if self.encoder is None else self.normalize(self.target_encoder(observations))
+
+    def differentiate_features(self, features: Tensor, gradient: Tensor) -> None:
+        """Fills the encoder's `.grad`, from a loss's gradient by the features that it made."""
+        assert self.encoder is not None
+        parameters = list(self.encoder.parameters())
+        for parameter, found in zip(parameters, torch.autograd.grad(features, parameters, gradient), strict=True):
+            parameter.grad = found
+
+    def augmented(self, batch: Batch) -> Batch:
+        """The batch with its images shifted at random, where images are; the same rows on any learner."""
+        if self.encoder is None or self.config.image_augmentation is None:
+            return batch
+        index, number = self.shard
+        moved = dict(batch)
+        for name in ("observations", "next_observations"):
+            shifts = torch.randint(
+                2 * MAX_SHIFT + 1,
+                (number * len(batch[name]), 2),
+                device=self.device,
+                generator=self.generator,
+            )
+            moved[name] = self.encoder.shifted(batch[name], shifts[index::number])
+        return moved
 
     def scalar(self, value: float) -> Tensor:
         """A 0-dim tensor on the update's device and in its precision."""
@@ -121,9 +168,9 @@ class Update(ABC):
         """One update from a batch.
 
         Args:
-            batch: float tensors `observations`, `next_observations` (B, obs_dim), `actions` (B, A) in [-1, 1],
-                `rewards`, `dones`, `mc_returns` (B,).
-            noise: the step's randomness; drawn where None.
+            batch: float tensors `observations`, `next_observations` (B, obs_dim), or frames (B, k, P) uint8,
+                `actions` (B, A) in [-1, 1], `rewards`, `dones`, `mc_returns` (B,).
+            noise: the step's randomness; drawn where None, and then images are shifted too.
 
         Returns:
             The step's figures as 0-dim tensors on the device (nothing here waits for it), all measured at the
@@ -133,6 +180,7 @@ class Update(ABC):
             index, number = self.shard
             noise = self.draw_noise(len(batch["rewards"]) * number)
             noise = noise if number == 1 else noise.rows(slice(index, None, number))
+            batch = self.augmented(batch)
         figures = self.figures(batch, *self.gradients(batch, noise))
         if self.reduce_gradients is not None:
             groups = self.optimizer.param_groups
@@ -158,9 +206,12 @@ class Update(ABC):
         return means({} if total is None else dict(zip(names, total, strict=True)), num_updates)
 
     def to_tensors(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """A batch of numpy arrays on the update's device and in its precision."""
+        """A batch of numpy arrays on the update's device and in its precision; frames stay bytes."""
         return {
-            name: torch.as_tensor(array, dtype=self.dtype, device=self.device) for name, array in batch.items()
+            name: torch.as_tensor(
+                array, dtype=torch.uint8 if array.dtype == np.uint8 else self.dtype, device=self.device
+            )
+            for name, array in batch.items()
         }
 
     @staticmethod
@@ -175,7 +226,8 @@ class Update(ABC):
         """target <- tau * network + (1 - tau) * target; `tau=1` copies."""
         targets: list[Tensor] = []
         sources: list[Tensor] = []
-        for target, source in self.TARGETS.items():
+        encoders = {} if self.encoder is None else {"target_encoder": "encoder"}
+        for target, source in {**self.TARGETS, **encoders}.items():
             targets += getattr(self, target).parameters()
             sources += getattr(self, source).parameters()
         torch._foreach_lerp_(targets, sources, tau)
@@ -183,7 +235,8 @@ class Update(ABC):
     # ---- state
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name in self.NETWORKS:
+        encoders = () if self.encoder is None else ("encoder", "target_encoder")
+        for name in (*self.NETWORKS, *encoders):
             for key, tensor in getattr(self, name).state_dict().items():
                 yield f"{name}.{key}", tensor
         for name in (*self.SCALARS, "obs_mean", "obs_std"):

@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from rllib_calql.data.errors import DatasetError, DatasetWarning
+from rllib_calql.data.frames import check_frames, frame_layout
 from rllib_calql.data.mixture import Mixture
 from rllib_calql.data.returns import Truncation, check_return_settings, return_to_go
 from rllib_calql.data.transitions import Transitions
@@ -170,10 +171,12 @@ def _warn_of_actions_outside(actions: np.ndarray, scaling: ActionScaling) -> Non
 
 
 def require_flat_box(observation_space: Any, action_space: Any) -> None:
-    """Refuses (DatasetError) spaces other than one-axis Boxes, and unbounded actions."""
+    """Refuses (DatasetError) spaces other than one-axis Boxes and frames, and unbounded actions."""
     for name, space in (("observation", observation_space), ("action", action_space)):
-        if not isinstance(space, Box) or len(space.shape) != 1:
-            raise DatasetError(f"the environment's {name} space must be a flat Box (one axis), not {space}")
+        if frame_layout(space) is None and not (isinstance(space, Box) and len(space.shape) == 1):
+            raise DatasetError(
+                f"the environment's {name} space must be a flat Box (one axis), not {space}; images are uint8"
+            )
     if not action_space.is_bounded():
         raise DatasetError(f"the environment's action space must have finite bounds, not {action_space}")
 
@@ -186,12 +189,15 @@ def check_fits(data: Transitions | Mixture, observation_space: Any, action_space
             are not finite, or dimensions differ from the data's.
     """
     for part in data.parts:
-        _check_trainable(part)
+        _check_trainable(part, frame_layout(observation_space) is not None)
     require_flat_box(observation_space, action_space)
-    for name, space, dim in (
-        ("observation", observation_space, data.obs_dim),
-        ("action", action_space, data.act_dim),
-    ):
+    dims = [("action", action_space, data.act_dim)]
+    if frame_layout(observation_space) is None:
+        dims.append(("observation", observation_space, data.obs_dim))
+    else:
+        for part in data.parts:
+            check_frames(part.observations, observation_space)
+    for name, space, dim in dims:
         if space.shape[0] != dim:
             raise DatasetError(
                 f"the dataset's {name}s have {dim} numbers, the environment's {space.shape[0]}: dataset and "
@@ -199,16 +205,16 @@ def check_fits(data: Transitions | Mixture, observation_space: Any, action_space
             )
 
 
-def _check_trainable(data: Transitions) -> None:
-    if not isinstance(data.observations, np.ndarray):
+def _check_trainable(data: Transitions, images: bool) -> None:
+    if not (images or isinstance(data.observations, np.ndarray)):
         raise DatasetError(
-            "the dataset's observations were kept as they are, and training needs vectors: open it with "
+            "the dataset's observations were kept as they are, and the environment's are vectors: open it with "
             "observations='flatten'"
         )
-    if data.observations.ndim != 2:
+    if not images and data.observations.ndim != 2:
         raise DatasetError(
-            f"the dataset's observations are images of shape {data.observations.shape[1:]}: training on images is "
-            "not supported yet"
+            f"the dataset's observations are images of shape {data.observations.shape[1:]}, the environment's are "
+            "no uint8 images: dataset and environment do not belong together"
         )
     if data.actions.ndim != 2:
         raise DatasetError("the dataset has discrete actions: training on them is not supported yet")

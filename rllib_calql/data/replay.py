@@ -48,22 +48,24 @@ class EpisodeStore:
     """Whole online episodes, first in first out, at most `capacity` rows.
 
     Live rows are always one contiguous window of preallocated columns (a quarter larger than `capacity`);
-    evicting moves the window's head, and reaching the end moves the window to the front.
+    evicting moves the window's head, and reaching the end moves the window to the front. With `frame_stack`,
+    observations are frames of `obs_dim` bytes, each stored once.
     """
 
-    def __init__(self, capacity: int, obs_dim: int, act_dim: int) -> None:
+    def __init__(self, capacity: int, obs_dim: int, act_dim: int, frame_stack: int | None = None) -> None:
         if capacity < 1:
             raise ValueError(f"the replay capacity must be at least 1 row, not {capacity}")
-        self.capacity, self.obs_dim, self.act_dim = capacity, obs_dim, act_dim
+        self.capacity, self.obs_dim, self.act_dim, self.frame_stack = capacity, obs_dim, act_dim, frame_stack
         self.clear()
 
     def clear(self) -> None:
         """Forgets all rows and counters."""
         size = self.capacity + self.capacity // 4
+        observation = ((self.obs_dim,), np.float32 if self.frame_stack is None else np.uint8)
         self._rows = _Window(
             size,
             {
-                "observations": ((self.obs_dim,), np.float32),
+                "observations": observation,
                 "actions": ((self.act_dim,), np.float32),
                 "rewards": ((), np.float32),
                 "terminated": ((), np.bool_),
@@ -71,9 +73,7 @@ class EpisodeStore:
                 "mc_returns": ((), np.float32),
             },
         )
-        self._episodes = _Window(
-            size, {"final_observations": ((self.obs_dim,), np.float32), "lengths": ((), np.int64)}
-        )
+        self._episodes = _Window(size, {"final_observations": observation, "lengths": ((), np.int64)})
         self.generation = object()  # another one after each emptying
         self.rows: Transitions | None = None
         self.num_rows_added = 0
@@ -121,7 +121,9 @@ class EpisodeStore:
 
     def _view(self) -> Transitions:
         return Transitions.unchecked(
-            **self._rows.view(), final_observations=self._episodes.view()["final_observations"]
+            **self._rows.view(),
+            final_observations=self._episodes.view()["final_observations"],
+            frame_stack=self.frame_stack,
         )
 
     def __len__(self) -> int:
@@ -147,6 +149,7 @@ class MixedReplay:
         seed: int | None,
         obs_dim: int,
         act_dim: int,
+        frame_stack: int | None = None,
     ) -> None:
         if offline is not None:
             for part in offline.parts:
@@ -161,7 +164,7 @@ class MixedReplay:
                 )
         check_mixing_ratio(mixing_ratio)
         self.offline = offline
-        self.online = EpisodeStore(capacity, obs_dim, act_dim)
+        self.online = EpisodeStore(capacity, obs_dim, act_dim, frame_stack)
         self.mixing_ratio = mixing_ratio
         self._generator = np.random.default_rng(seed)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self, TypedDict, cast
@@ -23,6 +23,7 @@ from rllib_calql.data.columns import (
     row_bytes,
 )
 from rllib_calql.data.errors import DatasetError, first_rows
+from rllib_calql.data.frames import as_frames, stack_rows, stacked
 from rllib_calql.data.gather import COLUMNS, Gathered
 from rllib_calql.data.mapped import MappedFolder
 from rllib_calql.data.rows import Metadata, OneChunk, Rows, Source, rows_per_chunk
@@ -31,7 +32,8 @@ from rllib_calql.data.rows import Metadata, OneChunk, Rows, Source, rows_per_chu
 class Batch(TypedDict):
     """B rows for one update, contiguous and float32; `dones` is 1 where the task ended (no bootstrap).
 
-    Observations that are images (uint8) or were kept nested, and Discrete actions (int64), come as they are.
+    Observations that are images (uint8) or were kept nested, and Discrete actions (int64), come as they are; with
+    `frame_stack` they are frames, (B, k, P) uint8.
     """
 
     observations: np.ndarray  # (B, obs_dim)
@@ -65,6 +67,8 @@ class Transitions:
     metadata: Metadata = field(default_factory=Metadata)  # what the source knew
     # Set by Preparation: what `take` makes of logged actions. Millions of rows need no second copy so.
     action_scaling: Callable[[np.ndarray], np.ndarray] | None = None
+    # What `take` makes of observations with images: so many frames a row (see `frames`). None: as they are.
+    frame_stack: int | None = None
     mapped: MappedFolder | None = None  # where the columns lie, if they are memory-mapped
 
     def __post_init__(self) -> None:
@@ -118,23 +122,23 @@ class Transitions:
         return self.unchecked(**{name: getattr(self, name) for name in self.__dataclass_fields__} | columns)
 
     @classmethod
-    def from_episode(
-        cls, observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray, terminated: bool
-    ) -> Self:
-        """One whole episode of T steps: observations (T+1, obs_dim), actions (T, act_dim), rewards (T,).
+    def from_episode(cls, observations: Any, actions: np.ndarray, rewards: np.ndarray, terminated: bool) -> Self:
+        """One whole episode of T steps: observations (T+1, obs_dim) or nested, actions (T, act_dim), rewards (T,).
 
         `terminated`: the task ended at the last step; otherwise the episode was cut off there.
         """
-        observations, rewards = np.asarray(observations), np.asarray(rewards)
-        if len(observations) != len(rewards) + 1:
+        rewards = np.asarray(rewards)
+        if not isinstance(observations, (Mapping, tuple)):
+            observations = np.asarray(observations)
+        lengths = {len(leaf) for leaf in tree.flatten(observations)}
+        if lengths != {len(rewards) + 1}:
             raise DatasetError(
                 f"an episode of {len(rewards)} rewards needs {len(rewards) + 1} observations "
-                f"(the final one too), not {len(observations)}"
+                f"(the final one too), not {', '.join(map(str, lengths))}"
             )
         last = np.arange(1, len(rewards) + 1) == len(rewards)
-        return cls(
-            observations[:-1], actions, rewards, last & terminated, last & (not terminated), observations[-1:]
-        )
+        begun, final = (map_leaves(lambda leaf, rows=rows: leaf[rows], observations) for rows in (_BEGUN, _FINAL))
+        return cls(begun, actions, rewards, last & terminated, last & (not terminated), final)
 
     @classmethod
     def from_arrays(
@@ -194,6 +198,7 @@ class Transitions:
             **columns,
             metadata=replace(parts[0].metadata, num_rows=sum(map(len, parts))),
             action_scaling=parts[0].action_scaling,
+            frame_stack=parts[0].frame_stack,
         )
 
     def __len__(self) -> int:
@@ -222,11 +227,13 @@ class Transitions:
 
     @property
     def obs_dim(self) -> int:
-        """Numbers of a flat observation.
+        """Numbers of a flat observation; with `frame_stack`, bytes of a frame.
 
         Raises:
-            DatasetError: observations are images, or were kept nested.
+            DatasetError: observations are images, or were kept nested, and have no `frame_stack`.
         """
+        if self.frame_stack is not None:
+            return row_bytes(self.observations)
         if not isinstance(self.observations, np.ndarray) or self.observations.ndim != 2:
             raise DatasetError(f"observations are not vectors but {self.row_shapes[0]}")
         return int(self.observations.shape[1])
@@ -288,14 +295,25 @@ class Transitions:
             raise ValueError("these transitions have no mc_returns yet: pass them through a Preparation first")
         if self.mapped is not None:
             self.mapped.will_need(rows)
+        observations, following = self._observed(rows)
         return {
-            "observations": map_leaves(lambda leaf: leaf.take(rows, axis=0), self.observations),
+            "observations": observations,
             "actions": self.scaled_actions(rows),
             "rewards": self.rewards.take(rows),
-            "next_observations": self.next_observations(rows),
+            "next_observations": following,
             "dones": self.terminated.take(rows).astype(np.float32),
             "mc_returns": self.mc_returns.take(rows),
         }
+
+    def _observed(self, rows: np.ndarray) -> tuple[Any, Any]:
+        """What is seen at `rows` and after them."""
+        if self.frame_stack is None:
+            return map_leaves(lambda leaf: leaf.take(rows, axis=0), self.observations), self.next_observations(
+                rows
+            )
+        shown = stack_rows(rows, self.episode_ends, self.frame_stack)
+        frames = as_frames(map_leaves(lambda leaf: leaf.take(shown.ravel(), axis=0), self.observations))
+        return stacked(frames.reshape(*shown.shape, -1), as_frames(self.next_observations(rows)))
 
     def draw(self, generator: np.random.Generator, count: int) -> Batch:
         """`count` rows, uniformly with replacement."""
@@ -334,7 +352,14 @@ class Transitions:
         return self.changed(**columns, final_observations=finals, mc_returns=returns, mapped=None)
 
 
-_ABSENT: dict[str, Any] = {"mc_returns": None, "metadata": Metadata(), "action_scaling": None, "mapped": None}
+_BEGUN, _FINAL = slice(None, -1), slice(-1, None)  # of an episode's observations
+_ABSENT: dict[str, Any] = {
+    "mc_returns": None,
+    "metadata": Metadata(),
+    "action_scaling": None,
+    "frame_stack": None,
+    "mapped": None,
+}
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

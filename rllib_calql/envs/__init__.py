@@ -15,6 +15,8 @@ _TASKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "PointMaze-UMaze-v3": ("mazes:PointMaze", 300, {"maze": "umaze"}),
     "PointMaze-Medium-v3": ("mazes:PointMaze", 600, {"maze": "medium"}),
     "PointMaze-Large-v3": ("mazes:PointMaze", 800, {"maze": "large"}),
+    "VisualPointMaze-UMaze-v3": ("visual:VisualPointMaze", 300, {"maze": "umaze"}),
+    "VisualPointMaze-Medium-v3": ("visual:VisualPointMaze", 600, {"maze": "medium"}),
     "Adroit-Pen-Binary-v0": ("adroit:Pen", 100, {}),
     "Adroit-Door-Binary-v0": ("adroit:Door", 200, {}),
     "Adroit-Relocate-Binary-v0": ("adroit:Relocate", 200, {}),

@@ -75,6 +75,7 @@ class Maze(gym.Env[np.ndarray, np.ndarray]):
         size = sum(self._simulation.observation_space[key].shape[0] for key in self._KEYS)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
 
+    state: np.ndarray  # the flat vector of the present step, whatever is observed of it
     _KEYS: ClassVar[tuple[str, ...]]
     _ROBOT: ClassVar[str]  # the simulation's name of it
 
@@ -133,7 +134,8 @@ class Maze(gym.Env[np.ndarray, np.ndarray]):
     def _flatten(self, parts: dict[str, np.ndarray]) -> np.ndarray:
         flat = np.concatenate([parts[key] for key in self._KEYS])
         flat[:2] -= self._origin
-        return flat.astype(np.float32)
+        self.state = flat.astype(np.float32)
+        return self.state
 
     def render(self) -> Any:
         """The picture of the simulation, as gymnasium-robotics renders it."""

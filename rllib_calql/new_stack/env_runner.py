@@ -18,6 +18,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rllib_calql.data import Transitions
 from rllib_calql.envs.creation import env_creator
+from rllib_calql.envs.frames import with_frames
 from rllib_calql.envs.success import EPISODE_SUCCESS, SuccessWrapper
 from rllib_calql.metrics import EPISODE_RETURN_SUM, NUM_SUCCESSES
 from rllib_calql.runners import other_entropy
@@ -65,6 +66,7 @@ class CalQLEnvRunner(SingleAgentEnvRunner):
                 self._entropy,
                 next_episode,
                 num_envs,
+                self.config.frame_stack,
             )
             for index, next_episode in enumerate(self._next_episodes)
         ]
@@ -157,10 +159,12 @@ class EpisodeEnv(SuccessWrapper):
         entropy: int,
         next_episode: int,
         stride: int,
+        frame_stack: int,
     ) -> None:
         created = create(context)
         if not isinstance(created, gym.Env):
             raise ValueError(f"CalQL needs a single-agent gymnasium.Env, and the environment is a {type(created)}")
+        created = with_frames(created, frame_stack)
         if not isinstance(created.observation_space, gym.spaces.Box):
             created = gym.wrappers.FlattenObservation(created)
         super().__init__(created)

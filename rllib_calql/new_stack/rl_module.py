@@ -14,8 +14,10 @@ from ray.rllib.utils.spaces.space_utils import unsquash_action
 from torch import Tensor
 
 from rllib_calql.core.acting import random_actions, sampled_actions
+from rllib_calql.core.encoders import PixelEncoder
 from rllib_calql.core.networks import CriticEnsemble, TanhGaussian, TanhGaussianActor
 from rllib_calql.core.update import Update
+from rllib_calql.data.frames import frame_layout, frames_space, has_images
 from rllib_calql.data.prepare import require_flat_box
 
 
@@ -31,10 +33,17 @@ class CalQLTorchRLModule(TorchRLModule):
 
     def setup(self) -> None:
         """Builds the networks; the learner puts those of its update in their place (`share`)."""
+        space: Any = self.observation_space
+        if has_images(space):
+            self.observation_space: Any = frames_space(space, self.model_config["frame_stack"])
         require_flat_box(self.observation_space, self.action_space)
         obs_dim, self.act_dim = self.observation_space.shape[0], self.action_space.shape[0]
+        self.encoder: PixelEncoder | None = None
         actor = self.model_config["policy_model_config"]
         self.dtype = torch.float64 if self.model_config["precision"] == "float64" else torch.float32
+        if layout := frame_layout(self.observation_space):
+            self.encoder = PixelEncoder(layout, **self.model_config["encoder_config"]).to(dtype=self.dtype)
+            obs_dim = self.encoder.obs_dim
         self.actor = TanhGaussianActor(
             obs_dim,
             self.act_dim,
@@ -61,7 +70,8 @@ class CalQLTorchRLModule(TorchRLModule):
         self._noise: dict[int, torch.Generator] = {}
 
     def share(self, update: Update) -> None:
-        """From now on this module is the update's actor and normaliser; nothing is copied."""
+        """From now on this module is the update's encoder, actor and normaliser; nothing is copied."""
+        self.encoder = update.encoder
         self.actor, self.obs_mean, self.obs_std = update.actor, update.obs_mean, update.obs_std
         if self._num_explored > 1:
             self.critics = update.critics
@@ -71,14 +81,20 @@ class CalQLTorchRLModule(TorchRLModule):
         self._noise[row] = torch.Generator().manual_seed(seed)
 
     def policy(self, observations: Tensor) -> TanhGaussian:
-        """The policy's distribution at raw observations (B, obs_dim)."""
-        return self.actor((observations.to(self.dtype) - self.obs_mean) / self.obs_std)
+        """The policy's distribution at raw observations (B, obs_dim), or frames (B, k, P)."""
+        return self.actor(self.features(observations))
+
+    def features(self, observations: Tensor) -> Tensor:
+        """What the networks see of raw observations, as `Update.features`."""
+        encoded = observations.to(self.dtype) if self.encoder is None else self.encoder(observations)
+        return (encoded - self.obs_mean) / self.obs_std
 
     def act(self, observation: np.ndarray, explore: bool = False) -> np.ndarray:
         """The action for one observation, (act_dim,) within the environment's bounds.
 
         Args:
-            observation: (obs_dim,); Dict and Tuple observations as `gymnasium.spaces.flatten` lays them out.
+            observation: (obs_dim,); Dict and Tuple observations as `gymnasium.spaces.flatten` lays them out;
+                those with images as frames (k, P).
             explore: a sample of the policy instead of its best action.
         """
         batch = {Columns.OBS: torch.as_tensor(observation, device=self.obs_mean.device)[None]}
@@ -106,14 +122,14 @@ class CalQLTorchRLModule(TorchRLModule):
 
     @torch.no_grad()
     def _act(self, observations: Tensor, noise: Tensor | None) -> dict[str, Any]:
-        normalized = (observations.to(self.dtype) - self.obs_mean) / self.obs_std
-        policy = self.actor(normalized)
+        features = self.features(observations)
+        policy = self.actor(features)
         if noise is None:
             actions, log_probs = policy.sample(torch.zeros_like(policy.mean))
         elif self.random_actions:
             actions, log_probs = random_actions(noise)
         else:
-            actions, log_probs = sampled_actions(policy, noise, lambda actions: self.critics(normalized, actions))
+            actions, log_probs = sampled_actions(policy, noise, lambda actions: self.critics(features, actions))
         return {
             Columns.ACTIONS: actions,
             Columns.ACTION_LOGP: log_probs,

@@ -23,6 +23,7 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS
 
 from rllib_calql.checkpoint import saved_update
 from rllib_calql.core.update import Update
+from rllib_calql.data.frames import as_stack, frame_layout
 from rllib_calql.data.transitions import Batch
 from rllib_calql.data.whole import CheckpointError
 from rllib_calql.envs.creation import observation_space_of
@@ -170,7 +171,9 @@ class LearnerStack:
         self._of_a_learner(lambda learner: learner.calql.load_weights(weights))
 
     def act(self, observation: Any, explore: bool) -> np.ndarray:
-        if not isinstance(observation, np.ndarray):
+        if frame_layout(space := self.spaces[0]) is not None:
+            observation = as_stack(observation, space)
+        elif not isinstance(observation, np.ndarray):
             observation = gym.spaces.flatten(self._given_space, observation)
         return self._of_a_learner(lambda learner: learner.module[DEFAULT_MODULE_ID].act(observation, explore))
 

@@ -13,6 +13,7 @@ from ray.rllib.evaluation.rollout_worker import RolloutWorker
 from ray.rllib.evaluation.sampler import SyncSampler
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
 
+from rllib_calql.envs.frames import with_frames
 from rllib_calql.envs.success import SuccessWrapper
 from rllib_calql.runners import other_entropy
 
@@ -31,7 +32,8 @@ class CalQLRolloutWorker(RolloutWorker):
 
     def __init__(self, *, env_creator: Callable[[Any], Any], **kwargs: Any) -> None:
         self.constructed = False
-        super().__init__(env_creator=partial(_create_env, self, env_creator), **kwargs)
+        frame_stack = kwargs["config"].frame_stack
+        super().__init__(env_creator=partial(_create_env, self, env_creator, frame_stack), **kwargs)
         entropy = np.random.SeedSequence().entropy if self.seed is None else self.seed
         self._episode_entropy = int(entropy)  # type: ignore[arg-type]
         self._next_episode = 0
@@ -128,10 +130,12 @@ class EpisodeWrapper(SuccessWrapper):
         return super().reset(seed=seed, options=options)
 
 
-def _create_env(runner: CalQLRolloutWorker, env_creator: Callable[[Any], Any], context: Any) -> Any:
+def _create_env(
+    runner: CalQLRolloutWorker, env_creator: Callable[[Any], Any], frame_stack: int, context: Any
+) -> Any:
     env = env_creator(context)
     if env is None:  # offline only
         return None
     if not isinstance(env, gym.Env):
         raise ValueError(f"CalQL needs a single-agent gymnasium.Env, and the environment is a {type(env)}")
-    return EpisodeWrapper(env, runner)
+    return EpisodeWrapper(with_frames(env, frame_stack), runner)

@@ -13,24 +13,26 @@ from ray.rllib.models.torch.torch_modelv2 import TorchModelV2
 from ray.rllib.policy.sample_batch import SampleBatch
 from ray.rllib.policy.torch_policy import TorchPolicy
 from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
+from ray.rllib.utils.serialization import space_to_dict
 from torch import Tensor, nn
 
 from rllib_calql.core.acting import random_actions
 from rllib_calql.core.factory import make_update
 from rllib_calql.core.hyperparameters import UpdateConfig
 from rllib_calql.core.networks import TanhGaussianActor
+from rllib_calql.data.frames import frame_layout, frames_space, has_images
 from rllib_calql.data.prepare import require_flat_box
 from rllib_calql.envs.success import EPISODE_SUCCESS
 from rllib_calql.replay_buffer import from_sample_batch
 
-INFERENCE_WEIGHTS = ("actor.", "obs_mean", "obs_std")
+INFERENCE_WEIGHTS = ("actor.", "encoder.", "obs_mean", "obs_std")
 
 
 class ActorModel(TorchModelV2, nn.Module):
     """The actor as the model RLlib expects a policy to have; it shares the update's parameters."""
 
     actor: TanhGaussianActor
-    normalize: Callable[[Tensor], Tensor]
+    features: Callable[[Tensor], Tensor]
 
     def __init__(self, obs_space: gym.Space, action_space: gym.Space, model_config: dict[str, Any]) -> None:
         nn.Module.__init__(self)
@@ -41,7 +43,7 @@ class ActorModel(TorchModelV2, nn.Module):
         self, input_dict: Mapping[str, Tensor], state: list[Tensor], seq_lens: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
         """Mean and log-std, (B, 2 * act_dim), of the squashed Gaussian."""
-        policy = self.actor(self.normalize(input_dict["obs_flat"].float()))
+        policy = self.actor(self.features(input_dict["obs_flat"]))
         return torch.cat([policy.mean, policy.log_std], dim=-1), state
 
 
@@ -53,6 +55,8 @@ class CalQLTorchPolicy(CQLTorchPolicy):
     """
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, config: Any) -> None:
+        if has_images(observation_space):
+            observation_space = frames_space(observation_space, config["frame_stack"])
         require_flat_box(observation_space, action_space)
         # A dataset held in memory would go with the config into every policy checkpoint.
         config = {**config, "input": "sampler", "input_config": {}}
@@ -68,7 +72,7 @@ class CalQLTorchPolicy(CQLTorchPolicy):
             requirement.used_for_compute_actions = name == SampleBatch.OBS
         settings, seed = UpdateConfig.from_settings(config), config["seed"]
         self.update = make_update(observation_space, action_space, settings, self.device, seed)
-        self.model.actor, self.model.normalize = self.update.actor, self.update.normalize
+        self.model.actor, self.model.features = self.update.actor, self._features
         self.random_actions = False  # explore without regard to the observations
         self._action_noise = torch.Generator()
         self.begin_episode(seed if seed is not None else int(np.random.SeedSequence().generate_state(1)[0]))
@@ -88,7 +92,16 @@ class CalQLTorchPolicy(CQLTorchPolicy):
             noise = torch.randn(shape, generator=self._action_noise).to(self.device)
             if self.random_actions:
                 return random_actions(noise)
-        return self.update.act(observations.reshape(len(observations), -1).float(), noise)
+        return self.update.act(self._observed(observations), noise)
+
+    def _observed(self, observations: Tensor) -> Tensor:
+        """(B, obs_dim) float32, or frames (B, k, P), of what RLlib made of observations on its way."""
+        if self.update.encoder is not None:
+            return observations.to(torch.uint8).reshape(len(observations), *self.observation_space.shape)
+        return observations.reshape(len(observations), -1).float()
+
+    def _features(self, observations: Tensor) -> Tensor:
+        return self.update.features(self._observed(observations))
 
     def compute_log_likelihoods(
         self,
@@ -111,9 +124,9 @@ class CalQLTorchPolicy(CQLTorchPolicy):
             low = torch.as_tensor(self.action_space.low, device=self.device)
             high = torch.as_tensor(self.action_space.high, device=self.device)
             actions = 2.0 * (actions - low) / (high - low) - 1.0
-        observations = torch.as_tensor(obs_batch, dtype=torch.float32, device=self.device)
+        observations = torch.as_tensor(obs_batch, device=self.device)
         with torch.no_grad():
-            return self.update.actor(self.update.normalize(observations)).log_prob(actions)
+            return self.update.actor(self._features(observations)).log_prob(actions)
 
     def postprocess_trajectory(
         self, sample_batch: SampleBatch, other_agent_batches: Any = None, episode: Any = None
@@ -166,6 +179,8 @@ class CalQLTorchPolicy(CQLTorchPolicy):
         update = self.update.get_state()
         state["weights"] = update.pop("weights")
         state["update"] = update
+        if frame_layout(self.observation_space):  # RLlib's own form of a space forgets what frames are of
+            state["policy_spec"]["observation_space"] = space_to_dict(self.observation_space.frames_of)
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:

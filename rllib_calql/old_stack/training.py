@@ -22,6 +22,7 @@ from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
 
 from rllib_calql.core.graphs import DeviceSteps
 from rllib_calql.core.update import Update
+from rllib_calql.data.frames import as_stack
 from rllib_calql.data.resident import ResidentReplay
 from rllib_calql.data.transitions import Batch
 from rllib_calql.envs.success import EPISODE_SUCCESS
@@ -78,7 +79,7 @@ class PolicyStack:
         if self._on_device is None:
             chosen, device = self._algorithm.config.replay_device, self.update.device
             self._on_device = bool(chosen == "update")
-            if chosen == "auto" and device.type == "cuda":
+            if chosen == "auto" and device.type == "cuda" and self.update.encoder is None:
                 needed = ResidentReplay.bytes_needed(self._algorithm.local_replay_buffer.replay)
                 self._on_device = bool(2 * needed <= torch.cuda.mem_get_info(device)[0])
         return self._on_device
@@ -132,6 +133,8 @@ class PolicyStack:
         return self.update.weights()
 
     def act(self, observation: Any, explore: bool) -> np.ndarray:
+        if self.update.encoder is not None:
+            observation = as_stack(observation, self.spaces[0])
         return Algorithm.compute_single_action(self._algorithm, observation, explore=explore)
 
     def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:

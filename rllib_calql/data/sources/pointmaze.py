@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tree
 
 from rllib_calql.data.errors import DatasetError
+from rllib_calql.data.storage import open_folder
+from rllib_calql.data.storage_writer import write_dataset
 from rllib_calql.data.transitions import Transitions
 
 # Change of velocity (m/s) that a full action gives in one simulation step: 100 N on 4.19 kg for 0.01 s.
@@ -67,6 +70,8 @@ class Recipe:
 _UMAZE = {"frame_skip": 5, "max_episode_steps": 100, "position_noise": 0.25}
 _MEDIUM = {"frame_skip": 5, "max_episode_steps": 150, "position_noise": 0.25}
 
+_VISUAL = {"size": 32, "frame_skip": 10, "max_episode_steps": 40, "position_noise": 0.25}
+
 RECIPES: dict[str, Recipe] = {
     # Good demonstrations from the one start to the goal, and nothing else.
     "umaze-expert": Recipe("rllib_calql/PointMaze-UMaze-v3", (Walker(1.0, noise=0.1),), 20_000),
@@ -84,6 +89,13 @@ RECIPES: dict[str, Recipe] = {
         10_000,
         _MEDIUM,
     ),
+    # Both as the small maze is seen by a camera above it.
+    "umaze-pixels": Recipe(
+        "rllib_calql/VisualPointMaze-UMaze-v3",
+        (Walker(0.5, noise=0.3, speed=3.0), Walker(0.5, noise=0.5, speed=3.0, wanders=True)),
+        4_000,
+        _VISUAL,
+    ),
     # Walks between random cells: wide, and the goal is met by chance only.
     "medium-play": Recipe(
         "rllib_calql/PointMaze-Medium-v3",
@@ -99,7 +111,8 @@ def open(name: str, *, cache_dir: str | Path | None = None) -> Transitions:
 
     Args:
         name: one of `RECIPES`.
-        cache_dir: where the .npz file is kept; by default `$RLLIB_CALQL_CACHE`, else `~/.cache/rllib_calql`.
+        cache_dir: where the .npz file is kept, or the folder of Arrow files of one with images; by default
+            `$RLLIB_CALQL_CACHE`, else `~/.cache/rllib_calql`.
 
     Raises:
         DatasetError: there is no such recipe, or the cached file is damaged.
@@ -110,7 +123,10 @@ def open(name: str, *, cache_dir: str | Path | None = None) -> Transitions:
     recipe = RECIPES[name]
     folder = Path(cache_dir or os.environ.get("RLLIB_CALQL_CACHE") or Path.home() / ".cache" / "rllib_calql")
     # The recipe is part of the name: a changed recipe never meets an old file.
-    path = folder / f"pointmaze-{name}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}.npz"
+    path = folder / f"pointmaze-{name}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}"
+    if "Visual" in recipe.env_id:
+        return open_folder(path) if path.exists() else write_dataset(generate(recipe), path, observations="keep")
+    path = path.with_suffix(".npz")
     if not path.exists():
         _save(path, generate(recipe))
     try:
@@ -151,7 +167,7 @@ def _walk(env: Any, walker: Walker, rng: np.random.Generator) -> Transitions:
     full_action = _FULL_ACTION * env.unwrapped.frame_skip
     terminated = truncated = False
     while not (terminated or truncated):
-        position, velocity = observation[:2], observation[2:]
+        position, velocity = env.unwrapped.state[:2], env.unwrapped.state[2:]
         cell = tuple(layout.xy_to_cell(position))
         if target is None or (walker.wanders and cell == target):
             row, column = free[rng.integers(len(free))]
@@ -165,7 +181,8 @@ def _walk(env: Any, walker: Walker, rng: np.random.Generator) -> Transitions:
         observations.append(observation)
         actions.append(action)
         rewards.append(reward)
-    return Transitions.from_episode(np.stack(observations), np.stack(actions), np.array(rewards), terminated)
+    stacked = tree.map_structure(lambda *leaves: np.stack(leaves), *observations)
+    return Transitions.from_episode(stacked, np.stack(actions), np.array(rewards), terminated)
 
 
 def _nearer(cell: tuple[int, ...], distances: np.ndarray) -> tuple[int, int]:
