@@ -127,11 +127,13 @@ def test_every_setting_reaches_the_update() -> None:
         "lagrangian": True,
         "lagrangian_thresh": 1.5,
         "initial_alpha_prime": 0.7,
+        "image_augmentation": None,
         "bc_iters": 9,
     }
     config = online_config().training(
         policy_model_config={"fcnet_hiddens": [4, 5], "fcnet_activation": "tanh"},
         q_model_config={"fcnet_hiddens": [6], "fcnet_activation": "elu"},
+        encoder_config={"conv_filters": [[4, 3, 2]], "feature_dim": 7},
         **settings,
     )
     config.validate()
@@ -141,6 +143,8 @@ def test_every_setting_reaches_the_update() -> None:
         "actor_activation": "tanh",
         "critic_hiddens": (6,),
         "critic_activation": "elu",
+        "conv_filters": ((4, 3, 2),),
+        "feature_dim": 7,
     }
     assert found == UpdateConfig(**settings, **nets)  # type: ignore[arg-type]
     other_rules = {"update_rule": "iql", "beta": 3.0, "expectile": 0.7}

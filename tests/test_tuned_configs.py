@@ -181,6 +181,7 @@ def maze(name: str) -> dict[str, Any]:
         ("adroit-door", ADROIT | {"env": "rllib_calql/Adroit-Door-Binary-v0"}),
         ("adroit-relocate", ADROIT | {"env": "rllib_calql/Adroit-Relocate-Binary-v0"}),
         ("visual", VISUAL | {"env_config": {"max_episode_steps": 40}}),
+        ("visual-pointmaze", VISUAL | {"env": "rllib_calql/VisualPointMaze-UMaze-v3"}),
     ],
 )
 def test_the_papers_numbers(name: str, expected: dict[str, Any]) -> None:
