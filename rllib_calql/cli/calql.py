@@ -94,6 +94,27 @@ def report(ctx: typer.Context, options: ReportOptions) -> None:
         report.run(options.results, options.by, options.out, options.format)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions(DebugOptions):
+    results: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RESULTS|CHECKPOINT...",
+            help="Learning curves (JSON), Tune's trials, folders of them, or checkpoints.",
+        ),
+    ]
+
+
+@app.command("doctor")
+@takes(DoctorOptions)
+def doctor(ctx: typer.Context, options: DoctorOptions) -> None:
+    """Say in plain words what is off with a run. Exit code: 0 nothing, 1 something, 2 nothing to look at."""
+    with plain_errors(options):
+        from rllib_calql.cli import doctor
+
+        doctor.run(options.results)
+
+
 def main() -> None:
     stop_on_sigterm()
     app(prog_name="calql")
