@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -15,7 +17,7 @@ from rllib_calql.cli.rllib import app
 from rllib_calql.data import DatasetWarning, Transitions
 from rllib_calql.data.prepare import episode_returns
 from rllib_calql.metrics import score_range
-from tests.test_resume import small_config
+from tests.test_resume import BOTH_STACKS, small_config
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -75,6 +77,33 @@ def test_scores_are_what_the_data_say_unless_the_config_does(pendulum_data: Tran
     told = small.copy(copy_frozen=False).training(score_range="hopper-medium-v2").build_algo()
     assert told.score_range == (-20.272305, 3234.3)
     told.stop()
+
+
+class Halfway(gym.Env[np.ndarray, np.ndarray]):
+    """Four steps that fail, in the course of which half of the task is solved for a while."""
+
+    observation_space = action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self, config: Any = None) -> None:
+        self.shares: list[float] = []
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.shares = [0.25, 0.5, 0.25, 0.0]
+        return np.zeros(1, np.float32), {"success": 0.0}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        share = self.shares.pop(0)
+        return np.zeros(1, np.float32), -1.0, False, not self.shares, {"success": share}
+
+
+@BOTH_STACKS
+def test_the_share_that_is_solved_is_the_score(new_stack: bool) -> None:
+    config = small_config("sampler", 0, new_stack, num_offline_updates=0, utd_ratio=0.5)
+    algo = config.environment(Halfway, env_config={}).build_algo()
+    block = algo.train()["calql"]
+    algo.stop()
+    assert block["success_rate"] == block["normalized_score"] == 0.5
+    assert block["cumulative_regret"] == 0.5
 
 
 def test_score_range_by_the_name_of_a_task() -> None:
