@@ -17,12 +17,14 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS
 from rllib_calql.callbacks import fire_switch_to_online
 from rllib_calql.checkpoint import Checkpoints, checkpoint_weights
 from rllib_calql.config import CalQLConfig
+from rllib_calql.core.reference import ReferenceValue
 from rllib_calql.core.update import Update
 from rllib_calql.data.frames import frame_layout
 from rllib_calql.data.replay_files import ReplayFiles
 from rllib_calql.dataset import (
     check_capacity,
     check_environment,
+    fitted_reference_value,
     observation_statistics,
     on_this_node,
     open_offline_data,
@@ -96,7 +98,9 @@ class CalQL(Checkpoints, CQL):
         check_capacity(self.config, self.stack.env)
         if offline is not None and self.config.normalize_observations:
             self.stack.load_weights(observation_statistics(offline))
-        # At the first iteration: a restored run has its own weights, and the old checkpoint may be gone.
+        # At the first iteration, as a restored run has its own: the reference value is fitted, and weights loaded
+        # (whose checkpoint may be gone later).
+        self.reference_value: ReferenceValue | None = None
         self._weights_to_load = self.config.load_weights_from
 
     @property
@@ -156,6 +160,12 @@ class CalQL(Checkpoints, CQL):
         if self._weights_to_load is not None:
             self.stack.load_weights(checkpoint_weights(self._weights_to_load))
             self._weights_to_load = None
+        if self.config.learns_reference and self.reference_value is None:
+            offline, failure = (
+                self.local_replay_buffer.replay.offline,
+                self.local_replay_buffer.preparation.failure_reward,
+            )
+            self.use_reference(fitted_reference_value(self.config, offline, failure))
         if self.complete:
             logger.warning("both phases are complete: this iteration trains nothing")
         online = self.phase == "online"
@@ -176,6 +186,12 @@ class CalQL(Checkpoints, CQL):
         if num_updates := self.stack.num_updates - updates_before:
             self._figures["updates_per_second"] = num_updates / self._seconds
         return self.stack.training_results(self._figures)
+
+    def use_reference(self, value: ReferenceValue) -> None:
+        """Bounds Q by this learned value from now on, as the config says, in offline rows and online episodes."""
+        self.reference_value = value
+        self.local_replay_buffer.prepare_with(self.config.preparation(self.reward_factor, value))
+        logger.info("reference value: %s", value.figures)
 
     def _learn(self, num_updates: int, online: bool) -> None:
         replay, batch_size = self.local_replay_buffer.replay, self.config.total_train_batch_size
@@ -215,6 +231,8 @@ class CalQL(Checkpoints, CQL):
             if "normalized_score" in scores:
                 self.summary.add_evaluation(scores["normalized_score"], online=phase == "online")
         figures = {"phase": phase, "num_updates": self.stack.num_updates, **self.summary.figures()}
+        if self.reference_value is not None:
+            figures |= self.reference_value.figures
         return {**figures, **self._figures, **scores}
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Checkpoints: what they hold, how the algorithm writes them and goes on from them.
 
 A checkpoint is a folder of RLlib's own files (config, networks, optimiser; where depends on the API stack) with
-`calql/run.json` (counters, scores, seeds, the dataset's name), `calql/replay/` (the online rows) and a manifest of
-all files, written last. The offline dataset is referenced, never copied.
+`calql/run.json` (counters, scores, seeds, the dataset's name), `calql/replay/` (the online rows),
+`calql/reference.npz` (the reference value, where one is learned) and a manifest of all files, written last. The
+offline dataset is referenced, never copied.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_LEARNER_GROUP
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
 from ray.tune import Checkpoint
 
+from rllib_calql.core.reference import ReferenceValue
 from rllib_calql.data import DatasetError, Transitions
 from rllib_calql.data.replay_files import ReplayFiles, share
 from rllib_calql.data.whole import CheckpointError, check_whole, recover, whole_folder
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 RUN = "calql/run.json"
 REPLAY = "calql/replay"
+REFERENCE = "calql/reference.npz"
 _POLICY_STACK_CONFIG = "algorithm_state.pkl"
 
 
@@ -123,6 +126,8 @@ class Checkpoints(Algorithm):
     reward_factor: float
     score_range: tuple[float, float] | None
     summary: RunSummary
+    reference_value: ReferenceValue | None
+    use_reference: Callable[[ReferenceValue], None]
     stack: Any
     _replay_files: ReplayFiles
     _checkpoint: Path | None = None  # the last one saved or restored; the next one links its files
@@ -150,6 +155,8 @@ class Checkpoints(Algorithm):
             self.stack.save(folder)
             self._replay_files.save(folder / REPLAY)
             (folder / RUN).write_text(json.dumps(self._run_state(), indent=1))
+            if self.reference_value is not None:
+                np.savez(folder / REFERENCE, **self.reference_value.get_state())  # type: ignore[arg-type]
         self._lies_in(Path(checkpoint_dir).absolute())
 
     def save_to_path(
@@ -260,6 +267,9 @@ class Checkpoints(Algorithm):
         if self.stack.requested:
             self.stack.collect()  # under other weights, for another run
         self._weights_to_load = None
+        if self.config.learns_reference and (folder / REFERENCE).exists():
+            with np.load(folder / REFERENCE) as arrays:
+                self.use_reference(ReferenceValue.from_state(arrays))
         self._replay_files.restore(folder / REPLAY)
         self.local_replay_buffer.set_state(run["replay"])
         self.summary = RunSummary.from_state(run["summary"])

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from ray.tune.search.sample import Domain
+
+from rllib_calql.core.reference import ReferenceConfig
+from rllib_calql.data.prepare import REFERENCE_MODES
+from rllib_calql.data.returns import TRUNCATION_MODES
 
 # RLlib's settings that Cal-QL replaces or has no use for: changing them is refused, with what to use instead.
 SUPERSEDED = {
@@ -253,6 +258,7 @@ _NUMBERS_INSIDE = {"mixing_ratio", "score_range", "target_entropy"}
 MODEL_SETTINGS = {
     "policy_model_config": MODEL_KEYS,
     "q_model_config": MODEL_KEYS,
+    "reference_config": tuple(field.name for field in fields(ReferenceConfig)),
     "encoder_config": ("conv_filters", "feature_dim"),
 }
 _TINY = 1e-12
@@ -300,7 +306,8 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "precision": ("float32", "bfloat16", "float64"),
     "image_augmentation": ("random_shift", None),
     "replay_device": ("auto", "host", "update"),
-    "truncation_mode": ("stop", "infinite", "drop"),
+    "reference_value": REFERENCE_MODES,
+    "truncation_mode": TRUNCATION_MODES,
 }
 # Keys of dicts that RLlib translates.
 ALIASES = {

@@ -16,8 +16,10 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rllib_calql.checks import ALIASES, MODEL_SETTINGS, checked, is_search_space
 from rllib_calql.core.hyperparameters import ActorQ, Precision, UpdateRule
+from rllib_calql.core.reference import ReferenceConfig, ReferenceValue
 from rllib_calql.data import Preparation, Transitions, open_source
 from rllib_calql.data.mixture import entries_of
+from rllib_calql.data.prepare import ReferenceMode
 from rllib_calql.data.returns import Truncation
 from rllib_calql.envs.creation import FROM_DATASET, RECORDED
 from rllib_calql.presets import PRESET, with_preset
@@ -86,6 +88,8 @@ class CalQLConfig(CQLConfig):
         self.reward_bias = 0.0
         self.sparse_failure_reward: float | None = None
         self.truncation_mode: Truncation = "stop"
+        self.reference_value: ReferenceMode = "return_to_go"
+        self.reference_config = vars(ReferenceConfig()).copy()
         self.clip_action = 0.99999
         self.normalize_observations = False
         self.normalize_reward = False
@@ -216,6 +220,8 @@ class CalQLConfig(CQLConfig):
         reward_bias: float = NotProvided,
         sparse_failure_reward: float | None = NotProvided,
         truncation_mode: Truncation = NotProvided,
+        reference_value: ReferenceMode = NotProvided,
+        reference_config: Mapping[str, Any] = NotProvided,
         clip_action: float = NotProvided,
         normalize_observations: bool = NotProvided,
         normalize_reward: bool = NotProvided,
@@ -278,7 +284,11 @@ class CalQLConfig(CQLConfig):
                 0, Adroit binary -1). With it, an episode that has no other reward gets the return of failing
                 for ever, r / (1 - gamma). None for dense rewards.
             truncation_mode: Return-to-go at a time-out: "stop" (0 afterwards, the reference), "infinite"
-                (the last reward for ever) or "drop" (no bound for such episodes).
+                (the last reward for ever), "bootstrap" (a learned value of the last state, see
+                `reference_value`) or "drop" (no bound for such episodes).
+            reference_value: What bounds Q from below: the "return_to_go"; "learned", a network V(s) that is
+                fitted to the offline returns before the first update (appendix G); or the "max" of both.
+            reference_config: Fields of `core.reference.ReferenceConfig`, merged into the present ones.
             clip_action: Data actions are kept inside +-this (atanh(1) is infinite).
             normalize_observations: Normalise by the offline data's mean and standard deviation, everywhere.
             normalize_reward: Before `reward_scale`, multiply rewards by 1000 over the range of the offline
@@ -438,19 +448,31 @@ class CalQLConfig(CQLConfig):
         else:
             setattr(self, name, checked(name, value))
 
-    def preparation(self, reward_factor: float = 1.0, **bounds: Any) -> Preparation:
+    @property
+    def learns_reference(self) -> bool:
+        """Whether a reference value is fitted before the first update."""
+        return self.reference_value != "return_to_go" or self.truncation_mode == "bootstrap"
+
+    def preparation(
+        self, reward_factor: float = 1.0, value: ReferenceValue | None = None, **bounds: Any
+    ) -> Preparation:
         """What is done to rewards, actions and returns.
 
         Args:
             reward_factor: the offline data's `return_factor`, where `normalize_reward` is set.
+            value: the learned reference value. Until there is one, the reference is the return-to-go, with
+                nothing after ends that are to be bootstrapped: what the value is fitted to.
             **bounds: `action_low` and `action_high`.
         """
+        if value is not None:
+            bounds |= {"reference": self.reference_value, "value": value}
+        bootstraps_later = value is None and self.truncation_mode == "bootstrap"
         return Preparation(
             gamma=self.gamma,
             reward_scale=self.reward_scale * reward_factor,
             reward_bias=self.reward_bias,
             sparse_failure_reward=self.sparse_failure_reward,
-            truncation=self.truncation_mode,
+            truncation="stop" if bootstraps_later else self.truncation_mode,
             clip_action=self.clip_action,
             **bounds,
         )

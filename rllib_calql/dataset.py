@@ -13,6 +13,7 @@ from ray.data import Dataset
 
 from rllib_calql import ray_data
 from rllib_calql.config import CalQLConfig
+from rllib_calql.core.reference import ReferenceConfig, ReferenceValue, fit_reference
 from rllib_calql.data import DatasetError, DatasetWarning, Mixture, Transitions, check_fits, open_dataset
 from rllib_calql.data.frames import FrameLayout, frame_layout
 from rllib_calql.data.mixture import entries_of
@@ -107,8 +108,28 @@ def open_offline_data(config: CalQLConfig, observation_space: Any, action_space:
         bounds = {} if in_bounds else {"action_low": action_space.low, "action_high": action_space.high}
         return config.preparation(factor, **bounds)(part.changed(frame_stack=frames and frames.frame_stack))
 
-    rows = raw.each(prepared) if isinstance(raw, Mixture) else prepared(raw)
-    return OfflineData(rows, factor, score_range(config.score_range) or raw.metadata.score_range)
+    return OfflineData(raw.each(prepared), factor, score_range(config.score_range) or raw.metadata.score_range)
+
+
+def fitted_reference_value(
+    config: CalQLConfig, data: Transitions | Mixture | None, failure_reward: float | None
+) -> ReferenceValue:
+    """The config's learned reference value, fitted to prepared rows (`open_offline_data`'s).
+
+    `failure_reward` is `sparse_failure_reward` as it trains.
+
+    Raises:
+        DatasetError: see `fit_reference`.
+    """
+    assert data is not None, "the config is validated"
+    return fit_reference(
+        data,
+        ReferenceConfig(**config.reference_config),
+        gamma=config.gamma,
+        bootstrap=config.truncation_mode == "bootstrap",
+        failure_reward=failure_reward,
+        seed=config.seed,
+    )
 
 
 def check_image_settings(config: CalQLConfig, frames: FrameLayout | None) -> None:

@@ -62,6 +62,12 @@ class CalQLReplayBuffer(ReplayBuffer):
             episode = episode.changed(**last, frame_stack=count)
         self.replay.add(self.preparation(episode))
 
+    def prepare_with(self, preparation: Preparation) -> None:
+        """Another preparation for the episodes to come; the offline rows get its reference values, too."""
+        self.preparation, offline = preparation, self.replay.offline
+        if offline is not None:
+            self.replay.offline = offline.each(preparation.with_reference_values)
+
     def sample(self, num_items: int, *, online: bool = True, **kwargs: Any) -> SampleBatch:
         """`num_items` rows with replacement, `mc_returns` among their columns."""
         return to_sample_batch(self.replay.sample(num_items, online=online))

@@ -23,6 +23,7 @@ from rllib_calql.checks import (
     is_search_space,
 )
 from rllib_calql.core.networks import ACTIVATIONS
+from rllib_calql.core.reference import ReferenceConfig
 from rllib_calql.data import Transitions, check_mixing_ratio
 from rllib_calql.data.mixture import entries_of
 from rllib_calql.data.reference_scores import reference_scores
@@ -69,6 +70,7 @@ def check_ranges(config: CalQLConfig) -> None:
             raise ValueError(
                 f"{name} must be one of {', '.join(map(str, choices))}, not {getattr(config, name)!r}"
             )
+    ReferenceConfig(**config.reference_config)  # refuses values out of range
     for name in ("policy_model_config", "q_model_config"):
         hiddens, activation = (getattr(config, name)[key] for key in MODEL_KEYS)
         widths = hiddens if isinstance(hiddens, (list, tuple)) else ()
@@ -167,6 +169,11 @@ def check_data(config: CalQLConfig) -> None:
     path = config.load_weights_from
     if path is not None and not isinstance(path, (str, Path)):
         raise ValueError(f"load_weights_from must be the path of a checkpoint, not {path!r}")
+    if config.learns_reference and not has_data:
+        raise ValueError(
+            "a reference value is learned from offline data, and there are none: set offline_data(input_=...), or "
+            "reference_value='return_to_go' and another truncation_mode than 'bootstrap'"
+        )
     for name in ("normalize_observations", "normalize_reward"):
         if not has_data and getattr(config, name):
             raise ValueError(f"{name} takes its figures from the offline data, and there are none")

@@ -82,7 +82,8 @@ def _time_outs(summary: Summary, preparation: Preparation) -> Iterator[Finding]:
             f"{mean:.3g} a step after scaling. For the {share:.0%} of rows within {horizon:.0f} steps of a "
             f"time-out the return-to-go leaves out what would follow, up to {mean * horizon:.3g}: the bound is "
             "too high there, and Q-values are kept up that should fall",
-            "set truncation_mode='infinite' (the last reward goes on) or 'drop' (no bound for these episodes)",
+            "set truncation_mode='infinite' (the last reward goes on), 'bootstrap' (a value learned from the data "
+            "goes on) or 'drop' (no bound for these episodes)",
         )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from gymnasium.spaces import Box
@@ -15,6 +17,8 @@ from rllib_calql.data.mixture import Mixture
 from rllib_calql.data.returns import Truncation, check_return_settings, return_to_go
 from rllib_calql.data.transitions import Transitions
 
+ReferenceMode = Literal["return_to_go", "learned", "max"]
+REFERENCE_MODES: tuple[str, ...] = get_args(ReferenceMode)
 # With `return_factor` the best and the worst episode differ by so much: the steps of D4RL's locomotion tasks, so
 # that rewards are about 1 a step.
 RETURN_RANGE = 1000.0
@@ -49,6 +53,10 @@ class Preparation:
     [-1, 1] and clipped to +-`clip_action` (tanh never reaches 1, and atanh(1) is infinite). Observations and
     actions are not copied: `Transitions.take` maps the actions of each batch. Discrete actions stay as they are.
 
+    `mc_returns`, which bound Q from below, are by `reference` the return-to-go; or `value` of each row's
+    observation, a fitted V^mu ("learned"); or the greater of both ("max"). `truncation="bootstrap"` continues the
+    return-to-go of cut episodes with `value`.
+
     Raises:
         ValueError: settings out of range or that do not fit each other.
     """
@@ -63,13 +71,17 @@ class Preparation:
     clip_action: float = 0.99999
     action_low: np.ndarray | None = None  # (act_dim,) bounds of the environment's Box;
     action_high: np.ndarray | None = None  # without them actions are already in [-1, 1]
+    reference: ReferenceMode = "return_to_go"
+    value: Callable[[Any], np.ndarray] | None = None  # observations (n, obs_dim) -> (n,), in rewards as they train
 
     def __post_init__(self) -> None:
         check_return_settings(self.gamma, self.truncation, self.sparse_failure_reward)
-        if self.truncation == "bootstrap":
+        if self.reference not in REFERENCE_MODES:
+            raise ValueError(f"reference must be one of {', '.join(REFERENCE_MODES)}, not {self.reference!r}")
+        if self.value is None and (self.truncation == "bootstrap" or self.reference != "return_to_go"):
             raise ValueError(
-                "truncation='bootstrap' needs a value estimate for each truncated end, and none is known "
-                "when data are prepared: use 'stop', 'infinite' or 'drop'"
+                "truncation='bootstrap' and references other than 'return_to_go' need a fitted value: give "
+                "`value`, train with CalQLConfig, which fits one, or use 'stop', 'infinite' or 'drop'"
             )
         if not 0.0 < self.clip_action < 1.0:
             raise ValueError(f"clip_action must be inside (0, 1), not {self.clip_action}")
@@ -93,21 +105,49 @@ class Preparation:
                 clipped.
         """
         rewards = self._scaled(raw.rewards)
-        failure = None if self.sparse_failure_reward is None else self._scaled(self.sparse_failure_reward)
         prepared = raw.changed(
             rewards=rewards.astype(np.float32),
             action_scaling=self._action_scaling(raw.actions),
-            mc_returns=return_to_go(
-                rewards,
-                raw.terminated,
-                raw.truncated,
-                self.gamma,
-                truncation=self.truncation,
-                sparse_failure_reward=None if failure is None else float(failure),
-            ),
+            mc_returns=self._reference_values(raw, rewards),
         )
         prepared.__dict__.update(episode_ends=raw.episode_ends, fingerprint=raw.fingerprint)
         return prepared
+
+    def with_reference_values(self, prepared: Transitions) -> Transitions:
+        """Rows that are prepared already, with `mc_returns` by this preparation instead."""
+        changed = prepared.changed(mc_returns=self._reference_values(prepared, prepared.rewards))
+        changed.__dict__.update(episode_ends=prepared.episode_ends, fingerprint=prepared.fingerprint)
+        return changed
+
+    @property
+    def failure_reward(self) -> float | None:
+        """`sparse_failure_reward` as it trains."""
+        return None if self.sparse_failure_reward is None else float(self._scaled(self.sparse_failure_reward))
+
+    def _reference_values(self, rows: Transitions, rewards: np.ndarray) -> np.ndarray:
+        """(N,) float32 from scaled rewards (N,)."""
+        if self.reference == "learned":
+            return self._values(rows)
+        ends = None
+        if self.truncation == "bootstrap":
+            assert self.value is not None
+            ends = np.zeros(len(rows), np.float32)
+            ends[rows.episode_ends] = self.value(rows.final_observations)
+        returns = return_to_go(
+            rewards,
+            rows.terminated,
+            rows.truncated,
+            self.gamma,
+            truncation=self.truncation,
+            sparse_failure_reward=self.failure_reward,
+            bootstrap_values=ends,
+        )
+        return np.maximum(returns, self._values(rows)) if self.reference == "max" else returns
+
+    def _values(self, rows: Transitions) -> np.ndarray:
+        assert self.value is not None
+        with contextlib.nullcontext() if rows.mapped is None else rows.mapped.reading_through():
+            return self.value(rows.observations)
 
     def _scaled(self, rewards: np.ndarray | float) -> np.ndarray:
         return np.asarray(rewards, dtype=np.float64) * self.reward_scale + self.reward_bias

@@ -21,7 +21,7 @@ class ResidentReplay:
     valid while online episodes come in. The draws are distributed as the replay's own, from another generator.
 
     Args:
-        replay: its offline rows are copied now, its online rows at each `refresh`.
+        replay: its rows are copied by `refresh`, those that are new.
         batch_size: rows of a batch.
         device: where the columns lie.
         dtype: of the columns.
@@ -46,8 +46,7 @@ class ResidentReplay:
         parts = () if replay.offline is None else replay.offline.parts
         lengths = np.array([len(part) for part in parts] or [1])
         starts = np.cumsum(lengths) - lengths
-        for part, start in zip(parts, starts.tolist(), strict=False):
-            self._copy(part, 0, len(part), start)
+        self._offline: object = None
         shares = replay.offline.shares if isinstance(replay.offline, Mixture) else np.ones(1)
         self._shares = torch.as_tensor(np.cumsum(shares), device=device)  # of each dataset and those before
         self._lengths, self._starts = (torch.as_tensor(numbers, device=device) for numbers in (lengths, starts))
@@ -60,7 +59,11 @@ class ResidentReplay:
 
     def refresh(self, *, online: bool) -> None:
         """Takes over online rows that are new and the rule of the phase, as `MixedReplay.sample` has them."""
-        store = self._replay.online
+        store, offline = self._replay.online, self._replay.offline
+        if offline is not None and offline is not self._offline:  # at first, and with other reference values
+            for part, first in zip(offline.parts, self._starts.tolist(), strict=True):
+                self._copy(part, 0, len(part), first)
+            self._offline = offline
         if store.generation is not self._store_rows:  # the store was emptied or restored
             self._store_rows, self._num_copied = store.generation, store.num_rows_added - len(store)
         capacity, added = store.capacity, store.num_rows_added

@@ -87,7 +87,7 @@ def return_to_go(
     if truncation == "drop":
         result[np.repeat(~terminated[last], np.diff(last, prepend=-1))] = -np.inf
     if sparse_failure_reward is not None:
-        failed = _all_failure(rewards, sparse_failure_reward, ends if trajectory_ends is None else trajectory_ends)
+        failed = all_failure(rewards, sparse_failure_reward, ends if trajectory_ends is None else trajectory_ends)
         result[failed] = sparse_failure_reward / (1.0 - gamma)
     return result
 
@@ -101,7 +101,7 @@ def _discounted_sums(rewards: np.ndarray, last: np.ndarray, gamma: float) -> np.
     return leaky[:-1] - gamma ** (next_start - np.arange(len(rewards))) * leaky[next_start]
 
 
-def _all_failure(rewards: np.ndarray, failure_reward: float, trajectory_ends: np.ndarray) -> np.ndarray:
+def all_failure(rewards: np.ndarray, failure_reward: float, trajectory_ends: np.ndarray) -> np.ndarray:
     """(N,) bool: rows of trajectories in which every reward is the failure reward."""
     trajectory_ends = np.array(trajectory_ends, dtype=bool)
     if trajectory_ends.shape != rewards.shape:

@@ -221,6 +221,10 @@ class Transitions:
         """These alone; a `Mixture` has several."""
         return (self,)
 
+    def each(self, function: Callable[[Transitions], Transitions]) -> Transitions:
+        """What `function` makes of these; of a `Mixture`, of each dataset."""
+        return function(self)
+
     @property
     def num_episodes(self) -> int:
         return tree.flatten(self.final_observations)[0].shape[0]
