@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rllib_calql import CalQL, CalQLConfig
+from rllib_calql.checks import RULES_NEED
 from rllib_calql.cli.episodes import check_spaces, environment_for, play
 from rllib_calql.cli.export import deterministic_policy
 from rllib_calql.cli.policies import restored
@@ -171,7 +172,7 @@ def test_both_stacks_train_on_pictures_and_go_on_bit_equal(tmp_path: Path, new_s
         ({"normalize_observations": True}, "normalize_observations=True is for vectors"),
         ({"replay_device": "update"}, "replay_device='update' is for vectors"),
         (
-            {"update_rule": "iql", "min_q_weight": 0, "calibrate": False, "learn_alpha": False},
+            {"update_rule": "iql", **RULES_NEED["iql"]},
             "update_rule='iql' is for vectors",
         ),
         ({"encoder_config": {"conv_filters": [[4, 17, 2]]}}, "16 x 16 pixels are too small for conv_filters"),

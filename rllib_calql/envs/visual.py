@@ -13,6 +13,10 @@ import numpy as np
 from rllib_calql.envs.mazes import PointMaze
 
 
+# Metres. Ball and goal are drawn as large as a cell allows: half the size is learned from half as fast.
+_RADIUS = 0.4
+
+
 class VisualPointMaze(PointMaze):
     """PointMaze seen by a camera straight above it: a ball (green), its goal (red), walls.
 
@@ -49,6 +53,7 @@ class VisualPointMaze(PointMaze):
         """The present picture, (size, size, 3) uint8."""
         if self._renderer is None:
             self._renderer = self._make_renderer()
+        self._renderer.viewer.make_context_current()  # another environment's may be
         return np.ascontiguousarray(self._renderer.render("rgb_array"))
 
     def _make_renderer(self) -> Any:
@@ -57,6 +62,8 @@ class VisualPointMaze(PointMaze):
 
         model = self._simulation.model
         model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
+        model.site_size[:, 0] = _RADIUS
+        model.site("particle_site").pos[2] = _RADIUS  # above the walls
         model.vis.global_.orthographic = 1  # walls hide nothing; the field of view is then in metres
         model.vis.global_.fovy = self.layout.cell_size * (max(self.layout.walls.shape) - 1)
         camera = {"lookat": np.zeros(3), "distance": 5.0, "azimuth": 90.0, "elevation": -90.0}
