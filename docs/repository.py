@@ -46,6 +46,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return LINK.sub(turned, markdown)
 
 
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """A bar of code in a table is escaped for GitHub, and shown with its backslash here."""
+    return re.sub(r"<td.*?</td>", lambda cell: cell[0].replace(r"\|", "|"), html, flags=re.DOTALL)
+
+
 def _file(path: str, config: MkDocsConfig) -> File:
     return File.generated(config, _site_path(path), abs_src_path=str(ROOT / path))
 

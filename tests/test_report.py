@@ -118,6 +118,9 @@ def test_reads_trials_and_curves_from_folders(tmp_path: Path) -> None:
     (trial / "checkpoint_000000").mkdir()
     (trial / "checkpoint_000000" / "run.json").write_text('{"settings": {}, "curve": []}')
     (tmp_path / "experiment" / "experiment_state-1.json").write_text("{}")
+    (tmp_path / "experiment" / "basic-variant-state-1.json").write_bytes(
+        b"\x80\x04"
+    )  # a pickle, so called by Tune
     with (trial / "result.json").open("a") as file:  # a restored trial's repetition, and a line cut by a kill
         file.write(json.dumps({"training_iteration": 4, "calql": online(999, normalized_score=1.0)}) + '\n{"tr')
     write_curve(tmp_path / "curve.json", curve)

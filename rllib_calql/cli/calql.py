@@ -70,18 +70,15 @@ class ReportOptions(DebugOptions):
         ),
     ]
     by: Annotated[
-        list[str],
-        typer.Option(
-            default_factory=list, metavar="SETTING", help="Tell methods apart by this setting (repeatable)."
-        ),
-    ]
+        list[str] | None, typer.Option(metavar="SETTING", help="Tell methods apart by this setting. Repeatable.")
+    ] = None
     out: Annotated[str, typer.Option(metavar="DIR", help="Where report.md and the figures go.")] = "report"
     format: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
-            default_factory=lambda: ["png", "svg"], help="png, svg or pdf (repeatable); PNG and SVG by default."
+            metavar="FORMAT", help="Of the figures: png, svg or pdf. Repeatable; by default png and svg."
         ),
-    ]
+    ] = None
 
 
 @app.command("report")
@@ -91,7 +88,7 @@ def report(ctx: typer.Context, options: ReportOptions) -> None:
     with plain_errors(options):
         from rllib_calql.cli import report
 
-        report.run(options.results, options.by, options.out, options.format)
+        report.run(options.results, options.by or [], options.out, options.format or ["png", "svg"])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,31 +67,31 @@ def read_checkpoint(folder: Path) -> Run:
     try:
         with local_checkpoint(folder) as local:
             saved = json.loads((local / RUN).read_text())
-            weights = saved_update(local)["weights"]
+            update = saved_update(local)
             settings = dict(flat(saved_config(local)[1].to_dict()))
     except ValueError as error:
         raise UserError(str(error)) from error
     recorded = read_trial(folder.parent) if (folder.parent / RESULTS).is_file() else None
     iterations = recorded.curve[: saved["training_iteration"]] if recorded else []
-    curve = iterations or list(_remembered(saved["summary"], settings))
-    curve[-1] = {**curve[-1], **_weight_figures(weights)}
+    curve = iterations or list(
+        _remembered(saved["summary"], update["num_updates"], settings["num_offline_updates"])
+    )
+    curve[-1] = {**curve[-1], **_weight_figures(update["weights"])}
     given = recorded or Run("", settings, frozenset(), None, [])
     return replace(given, source=str(folder), settings=settings, curve=curve)
 
 
-def _remembered(summary: dict[str, Any], settings: dict[str, Any]) -> Iterable[Row]:
+def _remembered(summary: dict[str, Any], num_updates: int, num_offline_updates: int) -> Iterable[Row]:
     """The scores around the switch as iterations."""
-    offline: Row = {"phase": "offline", "num_updates": settings["num_offline_updates"], "num_online_env_steps": 0}
     before, after = summary["score_at_switch"], summary["scores_after_switch"]
-    yield offline if before is None else {**offline, SCORE: before}
+    counts = {"num_updates": min(num_updates, num_offline_updates), "num_online_env_steps": 0}
+    yield {"phase": "offline", **counts} | ({} if before is None else {SCORE: before})
     if summary["switched"]:
-        steps = summary["num_online_env_steps"]
-        online = {**offline, "phase": "online", "num_online_env_steps": steps}
-        yield from ({**online, SCORE: score} for score in after[:-1])
-        last: Row = {**online, SCORE: after[-1]} if after else dict(online)
+        counts = {"num_updates": num_updates, "num_online_env_steps": summary["num_online_env_steps"]}
+        online: Row = {"phase": "online", **counts}
         if before is not None and after:
-            last["switch_drop"] = max(0.0, before - min(after))
-        yield last
+            online["switch_drop"] = max(0.0, before - min(after))
+        yield from [{**online, SCORE: score} for score in after] or [online]
 
 
 def _weight_figures(weights: dict[str, np.ndarray]) -> Row:

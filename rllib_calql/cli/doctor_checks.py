@@ -122,11 +122,12 @@ def scale_not_reached(run: Run) -> Finding | None:
         return None
     row, q, target = found
     earlier_row, earlier = values[-1 - len(values) // 4]
-    step = q - earlier
-    towards = abs(target - q) < abs(target - earlier) and abs(step) > 0.02 * abs(target)
+    step, updates = q - earlier, row["num_updates"] - earlier_row["num_updates"]
+    # Q that settles slows down; a good policy's settles well above the data's mean return.
+    moving = abs(step) / max(1, updates) >= 0.5 * abs(q) / row["num_updates"]
+    towards = moving and abs(target - q) < abs(target - earlier)
     if abs(q) >= 0.7 * abs(target) or not towards:
         return None
-    updates = row["num_updates"] - earlier_row["num_updates"]
     needed = math.ceil(abs(target - q) / abs(step) * updates / 1000) * 1000
     sweep = 1.0 / max(1e-9, (1.0 - setting(run, "gamma", 0.99)) * setting(run, "tau", 0.005))
     return Finding(

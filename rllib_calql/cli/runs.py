@@ -77,11 +77,12 @@ def read_runs(arguments: Iterable[str]) -> list[Run]:
 def _read(path: Path) -> Iterator[Run]:
     if path.is_dir():
         trials = sorted({file.parent for name in (PARAMETERS, RESULTS) for file in path.rglob(name)})
+        experiments = {file.parent for file in path.rglob("experiment_state-*.json")}
         yield from map(read_trial, trials)
         for file in sorted(path.rglob("*.json")):
-            # (Tune's own files and those of checkpoints are nobody's learning curve.)
+            # (Tune's own files and those of checkpoints are nobody's learning curve, and some are no JSON.)
             below_trial = any(trial in file.parents for trial in trials)
-            if not below_trial and not file.name.startswith("experiment_state") and is_curve(_document(file)):
+            if not below_trial and file.parent not in experiments and is_curve(_document(file)):
                 yield read_curve(file)
     elif path.name == RESULTS:
         yield read_trial(path.parent)
