@@ -12,7 +12,6 @@ import numpy as np
 
 from rllib_calql.envs.mazes import PointMaze
 
-
 # Metres. Ball and goal are drawn as large as a cell allows: half the size is learned from half as fast.
 _RADIUS = 0.4
 
