@@ -142,6 +142,11 @@ def check_image_settings(config: CalQLConfig, frames: FrameLayout | None) -> Non
         return
     if config.normalize_observations:
         raise ValueError("normalize_observations=True is for vectors: the encoder scales images by itself")
+    if config.learns_reference:
+        raise ValueError(
+            f"reference_value={config.reference_value!r} with truncation_mode={config.truncation_mode!r} is for "
+            "vectors: images go with 'return_to_go' and any other mode than 'bootstrap'"
+        )
     if config.update_rule == "iql":
         raise ValueError("update_rule='iql' is for vectors: images go with 'sac' and 'awac'")
     if config.replay_device == "update":
