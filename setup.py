@@ -51,6 +51,7 @@ setup(
         "d4rl": ["d4rl"],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1.0,<2"],
         "export": ["onnx>=1.19,<2", "onnxruntime>=1.23,<2", "onnxscript>=0.5,<0.8"],
+        "minigrid": ["minigrid>=3.1,<4"],
         # `hf` is for its downloads.
         "minari": ["minari[hdf5,hf]>=0.5.4,<0.6"],
         "serve": ["ray[serve]>=2.54.0,<2.61"],
@@ -60,6 +61,7 @@ setup(
             "minari[create,hdf5]>=0.5.4,<0.6",
             # With it Ray writes logs of whole episodes.
             "msgpack-numpy>=0.4.8,<0.5",
+            "minigrid>=3.1,<4",
             "mypy>=1.15",
             "pytest>=8",
             "pytest-timeout>=2.3",

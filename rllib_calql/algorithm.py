@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from gymnasium.spaces import Discrete
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.cql import CQL
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
@@ -19,7 +20,9 @@ from rllib_calql.checkpoint import Checkpoints, checkpoint_weights
 from rllib_calql.config import CalQLConfig
 from rllib_calql.core.reference import ReferenceValue
 from rllib_calql.core.update import Update
+from rllib_calql.data import Preparation
 from rllib_calql.data.frames import frame_layout
+from rllib_calql.data.prepare import action_width, bounds_of
 from rllib_calql.data.replay_files import ReplayFiles
 from rllib_calql.dataset import (
     check_capacity,
@@ -86,9 +89,9 @@ class CalQL(Checkpoints, CQL):
             check_environment(offline, self.stack.env)
         self.local_replay_buffer = CalQLReplayBuffer(
             observation_space.shape[-1],
-            action_space.shape[0],
+            action_width(action_space),
             offline,
-            self.config.preparation(self.reward_factor),
+            self._preparation(None),
             self.config.online_capacity,
             self.config.mixing_ratio,
             self.config.seed,
@@ -190,8 +193,14 @@ class CalQL(Checkpoints, CQL):
     def use_reference(self, value: ReferenceValue) -> None:
         """Bounds Q by this learned value from now on, as the config says, in offline rows and online episodes."""
         self.reference_value = value
-        self.local_replay_buffer.prepare_with(self.config.preparation(self.reward_factor, value))
+        self.local_replay_buffer.prepare_with(self._preparation(value))
         logger.info("reference value: %s", value.figures)
+
+    def _preparation(self, value: ReferenceValue | None) -> Preparation:
+        """What is done to online episodes, whose actions are in [-1, 1], or of the Discrete space."""
+        action_space = self.stack.spaces[1]
+        bounds = bounds_of(action_space) if isinstance(action_space, Discrete) else {}
+        return self.config.preparation(self.reward_factor, value, **bounds)
 
     def _learn(self, num_updates: int, online: bool) -> None:
         replay, batch_size = self.local_replay_buffer.replay, self.config.total_train_batch_size

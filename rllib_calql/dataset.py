@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.spaces import Discrete
 from ray.data import Dataset
 
 from rllib_calql import ray_data
@@ -17,7 +18,7 @@ from rllib_calql.core.reference import ReferenceConfig, ReferenceValue, fit_refe
 from rllib_calql.data import DatasetError, DatasetWarning, Mixture, Transitions, check_fits, open_dataset
 from rllib_calql.data.frames import FrameLayout, frame_layout
 from rllib_calql.data.mixture import entries_of
-from rllib_calql.data.prepare import episode_returns, return_factor
+from rllib_calql.data.prepare import bounds_of, episode_returns, return_factor
 from rllib_calql.data.summary import Moments
 from rllib_calql.envs.creation import FROM_DATASET
 from rllib_calql.envs.recorded import differences
@@ -84,6 +85,9 @@ def open_offline_data(config: CalQLConfig, observation_space: Any, action_space:
     """
     frames = frame_layout(observation_space)
     check_image_settings(config, frames)
+    discrete = isinstance(action_space, Discrete)
+    if discrete:
+        _refuse_continuous(config)
     if config.input_ == "sampler":
         return OfflineData(None, 1.0, score_range(config.score_range))
     options = dict(config.input_config)
@@ -105,10 +109,20 @@ def open_offline_data(config: CalQLConfig, observation_space: Any, action_space:
 
     def prepared(part: Transitions) -> Transitions:
         in_bounds = part.metadata.actions_normalized if normalized is None else normalized
-        bounds = {} if in_bounds else {"action_low": action_space.low, "action_high": action_space.high}
+        bounds = {} if in_bounds and not discrete else bounds_of(action_space)
         return config.preparation(factor, **bounds)(part.changed(frame_stack=frames and frames.frame_stack))
 
     return OfflineData(raw.each(prepared), factor, score_range(config.score_range) or raw.metadata.score_range)
+
+
+def _refuse_continuous(config: CalQLConfig) -> None:
+    """Refuses (ValueError) settings beside the update's that have no meaning where actions are discrete."""
+    default = type(config)()
+    for name in ("clip_action", "num_exploration_actions"):
+        if getattr(config, name) != getattr(default, name):
+            raise ValueError(f"{name} is for continuous actions, and the environment's are discrete: leave it out")
+    if "actions_normalized" in config.input_config:
+        raise ValueError("input_config: actions_normalized is for continuous actions: leave it out")
 
 
 def fitted_reference_value(

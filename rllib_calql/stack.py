@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 
 from rllib_calql.data import Transitions
 from rllib_calql.data.transitions import Batch
@@ -24,7 +24,7 @@ class Stack(Protocol):
     """One of RLlib's API stacks: where the update lives and how episodes are collected."""
 
     @property
-    def spaces(self) -> tuple[Box, Box]:
+    def spaces(self) -> tuple[Box, Box | Discrete]:
         """Observation and action space as the networks see them."""
 
     @property

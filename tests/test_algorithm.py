@@ -359,9 +359,10 @@ def test_data_of_another_environment(pendulum_data: Transitions) -> None:
         config.build_algo()
 
 
-def test_discrete_actions_are_refused(pendulum_data: Transitions) -> None:
-    config = small_config(pendulum_data, 0).environment("CartPole-v1")
-    with pytest.raises(DatasetError, match="action space must be a flat Box"):
+def test_data_of_other_actions_are_refused(pendulum_data: Transitions) -> None:
+    config = small_config(pendulum_data, 0).environment("CartPole-v1", env_config={})
+    config.env_config = {}
+    with pytest.raises(DatasetError, match="continuous actions, and the environment's are Discrete"):
         config.build_algo()
 
 

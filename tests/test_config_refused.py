@@ -94,8 +94,8 @@ def test_unknown_keyword_in_python() -> None:
         ({"reward_scale": math.inf}, "reward_scale inf .* must be finite"),
         ({"precision": "float16"}, "precision must be one of float32, bfloat16, float64, not 'float16'"),
         (
-            {"truncation_mode": "bootstrap"},
-            "truncation_mode must be one of stop, infinite, drop, not 'bootstrap'",
+            {"truncation_mode": "ignore"},
+            "truncation_mode must be one of stop, infinite, bootstrap, drop, not 'ignore'",
         ),
         ({"q_model_config": {"fcnet_hiddens": []}}, r"q_model_config: fcnet_hiddens must be .*, not \[\]"),
         ({"q_model_config": {"fcnet_hiddens": 256}}, "q_model_config: fcnet_hiddens must be .*, not 256"),

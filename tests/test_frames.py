@@ -10,7 +10,7 @@ import pytest
 
 from rllib_calql.data import DatasetError, Preparation, Transitions, check_fits
 from rllib_calql.data.frames import as_stack, frame_layout, frames_space, has_images
-from rllib_calql.data.prepare import require_flat_box
+from rllib_calql.data.prepare import require_trainable
 from rllib_calql.envs.frames import StackedFrames
 from rllib_calql.replay_buffer import CalQLReplayBuffer
 
@@ -147,4 +147,4 @@ def test_data_and_environment_must_fit() -> None:
     with pytest.raises(DatasetError, match=r"images of shape \(4, 5, 3\), the environment's are no uint8 images"):
         check_fits(logged(IMAGE), SPEED, ACTION)
     with pytest.raises(DatasetError, match=r"flat Box \(one axis\), not .*images are uint8"):
-        require_flat_box(gym.spaces.Box(0, 1, (4, 5, 3), np.float32), ACTION)
+        require_trainable(gym.spaces.Box(0, 1, (4, 5, 3), np.float32), ACTION)

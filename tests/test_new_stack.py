@@ -61,8 +61,8 @@ def test_what_a_learner_cannot_train_on_is_refused() -> None:
     with pytest.raises(ValueError, match=r"CalQL's learner takes update\(batch=...\)"):
         learner.update(training_data=TrainingData(episodes=[SingleAgentEpisode()]))
     config = CalQLConfig().api_stack(True, True)
-    with pytest.raises(DatasetError, match=r"action space must be a flat Box .*, not Discrete\(4\)"):
-        config.build_learner(spaces={DEFAULT_MODULE_ID: (SPACES[0], gym.spaces.Discrete(4))})
+    with pytest.raises(DatasetError, match=r"action space must be a flat Box .*, not MultiDiscrete"):
+        config.build_learner(spaces={DEFAULT_MODULE_ID: (SPACES[0], gym.spaces.MultiDiscrete([4]))})
 
 
 def test_the_module_is_the_updates_actor() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, MultiDiscrete
 
 from rllib_calql.data import DatasetError, DatasetWarning, Preparation, Transitions, check_fits, open_dataset
 from rllib_calql.data.prepare import episode_returns, return_factor
@@ -162,8 +162,8 @@ def test_check_fits() -> None:
         check_fits(data, box(29), box(2))
     with pytest.raises(DatasetError, match="the dataset's actions have 2 numbers, the environment's 8"):
         check_fits(data, box(1), box(8))
-    with pytest.raises(DatasetError, match=r"action space must be a flat Box .* not Discrete"):
-        check_fits(data, box(1), Discrete(2))
+    with pytest.raises(DatasetError, match=r"action space must be a flat Box .* or Discrete, not MultiDiscrete"):
+        check_fits(data, box(1), MultiDiscrete([2]))
     with pytest.raises(DatasetError, match=r"observation space must be a flat Box .* not Dict"):
         check_fits(data, Dict({"observation": box(1)}), box(2))
     with pytest.raises(DatasetError, match="observation space must be a flat Box"):

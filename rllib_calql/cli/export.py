@@ -15,7 +15,15 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 import rllib_calql
 from rllib_calql.cli.common import UserError
 from rllib_calql.cli.policies import Trained, restored
-from rllib_calql.core.export import FORMATS, DeterministicPolicy, ExportError, ExportFormat, export_policy
+from rllib_calql.core.export import (
+    FORMATS,
+    DeterministicPolicy,
+    DiscretePolicy,
+    ExportedPolicy,
+    ExportError,
+    ExportFormat,
+    export_policy,
+)
 from rllib_calql.envs.creation import observation_space_of
 
 NUM_CHECKED = 1000
@@ -55,7 +63,7 @@ def run(checkpoint: str, format: str, out: str) -> None:
     )
 
 
-def deterministic_policy(trained: Trained) -> DeterministicPolicy:
+def deterministic_policy(trained: Trained) -> ExportedPolicy:
     """The checkpoint's actor with its normaliser and the environment's action bounds."""
     networks, space = trained.calql, trained.action_space
     assert networks is not None
@@ -64,7 +72,10 @@ def deterministic_policy(trained: Trained) -> DeterministicPolicy:
             "policies on images cannot be exported yet: load the checkpoint with CalQL.from_checkpoint(path) and "
             "call compute_single_action"
         )
-    return DeterministicPolicy(networks.actor, networks.obs_mean, networks.obs_std, space.low, space.high)
+    actor: Any = networks.actor
+    if isinstance(space, gym.spaces.Discrete):
+        return DiscretePolicy(actor, networks.obs_mean, networks.obs_std, int(space.start), int(space.n))
+    return DeterministicPolicy(actor, networks.obs_mean, networks.obs_std, space.low, space.high)
 
 
 def live_action(trained: Trained, observation: Any) -> np.ndarray:
@@ -75,7 +86,7 @@ def live_action(trained: Trained, observation: Any) -> np.ndarray:
     return np.asarray(action, np.float32).reshape(-1)
 
 
-def probes(space: gym.Space, policy: DeterministicPolicy, count: int) -> list[Any]:
+def probes(space: gym.Space, policy: ExportedPolicy, count: int) -> list[Any]:
     """Observations to compare at: around the normaliser's mean, from a tenth to ten standard deviations."""
     rng = np.random.default_rng(0)
     space.seed(0)
@@ -91,7 +102,7 @@ def probes(space: gym.Space, policy: DeterministicPolicy, count: int) -> list[An
     return [gym.spaces.unflatten(space, row) for row in flat]
 
 
-def describe(trained: Trained, policy: DeterministicPolicy, format: str) -> dict[str, Any]:
+def describe(trained: Trained, policy: ExportedPolicy, format: str) -> dict[str, Any]:
     """What a program needs to know to use the file; plain JSON."""
     return {
         "algorithm": "CalQL",
@@ -106,7 +117,7 @@ def describe(trained: Trained, policy: DeterministicPolicy, format: str) -> dict
         },
         "actions": {
             "shape": ["batch", len(policy.low)],
-            "dtype": "float32",
+            "dtype": "int64" if isinstance(policy, DiscretePolicy) else "float32",
             "low": policy.low.tolist(),
             "high": policy.high.tolist(),
         },

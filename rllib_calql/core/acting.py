@@ -11,16 +11,20 @@ from torch import Tensor
 from rllib_calql.core.networks import TanhGaussian
 
 
-def random_actions(noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Uniform actions and their log-probabilities, whatever the policy: (B, A) in [-1, 1] and (B,).
+def random_actions(noise: Tensor, discrete: bool = False) -> tuple[Tensor, Tensor]:
+    """Uniform actions, (B, A) in [-1, 1] or numbers (B,), and their log-probabilities (B,), whatever the policy.
 
     Args:
         noise: standard normal, as for sampling from a policy: an episode stays a function of its seed. (B, A), or
             (B, N, A) of which the first counts.
+        discrete: whether there are A actions, instead of actions of A numbers.
     """
     noise = noise[:, 0] if noise.dim() == 3 else noise
+    count = noise.shape[1]
+    if discrete:
+        return noise.argmax(-1), torch.full_like(noise[:, 0], -math.log(count))
     actions = torch.special.ndtr(noise).mul(2.0).sub(1.0)
-    return actions, torch.full_like(actions[:, 0], -noise.shape[1] * math.log(2.0))
+    return actions, torch.full_like(actions[:, 0], -count * math.log(2.0))
 
 
 def sampled_actions(

@@ -42,6 +42,7 @@ class CriticValues(NamedTuple):
     q: Tensor  # (E, B, K) before bounding: of the data's, random, current and next policy's actions
     gaps: Tensor | None = None  # (E,) clipped, averaged differences of the conservative term
     offsets: Tensor | None = None  # (B, K), see `losses.sampling_offsets`
+    policy: Tensor | None = None  # (B, n) the policy's probabilities, where actions are discrete
 
 
 class ActorValues(NamedTuple):
@@ -63,6 +64,22 @@ class CalQLUpdate(Update):
     def build(self) -> list[dict[str, Any]]:
         """Actor, critics with their targets, entropy temperature and Lagrange multiplier."""
         config = self.config
+        self.build_networks()
+        self.log_alpha = self.scalar(math.log(config.initial_alpha)).requires_grad_(config.learn_alpha)
+        self.log_alpha_prime = self.scalar(math.log(config.initial_alpha_prime))
+        self.log_alpha_prime.requires_grad_(config.lagrangian)
+        target_entropy = config.target_entropy
+        self.target_entropy = -float(self.act_dim) if target_entropy is None else target_entropy
+        return [
+            {"params": list(self.actor.parameters()), "lr": config.actor_lr},
+            {"params": list(self.critics.parameters()), "lr": config.critic_lr},
+            {"params": [self.log_alpha], "lr": config.alpha_lr},
+            {"params": [self.log_alpha_prime], "lr": config.lagrangian_lr},
+        ]
+
+    def build_networks(self) -> None:
+        """Makes `actor`, `critics` and `target_critics`."""
+        config = self.config
         self.actor = TanhGaussianActor(
             self.obs_dim, self.act_dim, config.actor_hiddens, config.actor_activation, config.orthogonal_init
         ).to(self.device, self.dtype)
@@ -79,17 +96,6 @@ class CalQLUpdate(Update):
         products = torch.bfloat16 if config.precision == "bfloat16" else None
         self.critic_passes = CriticPasses(self.critics, products)
         self.target_passes = CriticPasses(self.target_critics, products)
-        self.log_alpha = self.scalar(math.log(config.initial_alpha)).requires_grad_(config.learn_alpha)
-        self.log_alpha_prime = self.scalar(math.log(config.initial_alpha_prime))
-        self.log_alpha_prime.requires_grad_(config.lagrangian)
-        target_entropy = config.target_entropy
-        self.target_entropy = -float(self.act_dim) if target_entropy is None else target_entropy
-        return [
-            {"params": list(self.actor.parameters()), "lr": config.actor_lr},
-            {"params": list(self.critics.parameters()), "lr": config.critic_lr},
-            {"params": [self.log_alpha], "lr": config.alpha_lr},
-            {"params": [self.log_alpha_prime], "lr": config.lagrangian_lr},
-        ]
 
     # ---- what holds in the current phase
 
@@ -123,12 +129,12 @@ class CalQLUpdate(Update):
         """See `Update.act`; noise of (B, N, A) takes the best of N samples by the critics."""
         features = self.features(observations)
         policy = self.actor(features)
-
-        def q_values(actions: Tensor) -> Tensor:
-            self.critic_passes.refresh()
-            return self.critic_passes.values(features, actions)
-
-        return sampled_actions(policy, torch.zeros_like(policy.mean) if noise is None else noise, q_values)
+        if noise is None:
+            return policy.best()
+        if noise.dim() == 2:
+            return policy.sample(noise)
+        self.critic_passes.refresh()
+        return sampled_actions(policy, noise, lambda actions: self.critic_passes.values(features, actions))
 
     # ---- learning
 
@@ -141,11 +147,15 @@ class CalQLUpdate(Update):
         normal = torch.randn(batch_size, sum(counts), act_dim, **options)
         actor, target, current, after = torch.split(normal, counts, dim=1)
         random = torch.rand(batch_size, config.num_actions, act_dim, **options).mul_(2.0).sub_(1.0)
-        subset = None
-        if config.num_target_critics not in (None, config.num_critics):
-            order = torch.randperm(config.num_critics, device=self.device, generator=self.generator)
-            subset = order[: config.num_target_critics]
-        return Noise(actor.squeeze(1), target, current, after, random, subset)
+        return Noise(actor.squeeze(1), target, current, after, random, self.draw_target_critics())
+
+    def draw_target_critics(self) -> Tensor | None:
+        """Indices (M,) of the target critics that make a step's target; None for all."""
+        config = self.config
+        if config.num_target_critics in (None, config.num_critics):
+            return None
+        order = torch.randperm(config.num_critics, device=self.device, generator=self.generator)
+        return order[: config.num_target_critics]
 
     def gradients(self, batch: Batch, noise: Noise) -> tuple[ActorValues, CriticValues]:
         """Fills every parameter's `.grad` at the present parameters; returns what the losses were made of."""
@@ -267,10 +277,14 @@ class CalQLUpdate(Update):
             "entropy": -actor.log_probs.mean(),
         }
         if critic.gaps is not None:
-            q_policy = critic.q[..., 1 + self.config.num_actions :]
-            metrics["bound_rate"] = (q_policy < returns.unsqueeze(-1)).to(self.dtype).mean()
-            metrics["q_policy_mean"] = q_policy.mean()
+            bounded, q_policy = self.of_policy(critic, returns)
+            metrics["bound_rate"], metrics["q_policy_mean"] = bounded.mean(), q_policy.mean()
             metrics["conservative_gap"] = critic.gaps.mean()
         if self.config.lagrangian:
             metrics["alpha_prime"] = self.alpha_prime().detach()
         return metrics
+
+    def of_policy(self, critic: CriticValues, returns: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the policy's actions: whether Q is below the returns (B,), as 0 or 1, and Q."""
+        q = critic.q[..., 1 + self.config.num_actions :]
+        return (q < returns.unsqueeze(-1)).to(self.dtype), q

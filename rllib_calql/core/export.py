@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rllib_calql.core.discrete import CategoricalActor
 from rllib_calql.core.networks import TanhGaussianActor
 
 ExportFormat = Literal["torchscript", "onnx", "torch"]
@@ -63,8 +64,44 @@ class DeterministicPolicy(nn.Module):
         return torch.maximum(torch.minimum(actions, self.high), self.low)
 
 
+class DiscretePolicy(nn.Module):
+    """Observations as the environment gives them to the likeliest of its Discrete actions.
+
+    Args:
+        actor: copied, to CPU and float32.
+        obs_mean, obs_std: (obs_dim,), the normaliser.
+        start: the first action.
+        num_actions: how many there are.
+    """
+
+    obs_mean: Tensor
+    obs_std: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self, actor: CategoricalActor, obs_mean: Tensor, obs_std: Tensor, start: int, num_actions: int
+    ) -> None:
+        super().__init__()
+        self.actor = copy.deepcopy(actor).to("cpu", torch.float32)
+        self.start = start
+        tensors = {"obs_mean": obs_mean, "obs_std": obs_std, "low": [start], "high": [start + num_actions - 1]}
+        for name, values in tensors.items():
+            values = torch.as_tensor(values).detach().to("cpu", torch.float32).reshape(-1)
+            self.register_buffer(name, values.clone())
+        self.eval().requires_grad_(False)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Observations (B, obs_dim) float32 -> actions (B, 1) int64."""
+        policy = self.actor((observations - self.obs_mean) / self.obs_std)
+        return policy.log_probs.argmax(-1, keepdim=True) + self.start
+
+
+ExportedPolicy = DeterministicPolicy | DiscretePolicy
+
+
 def export_policy(
-    policy: DeterministicPolicy,
+    policy: ExportedPolicy,
     file: Path,
     format: ExportFormat,
     metadata: Mapping[str, Any],
@@ -106,7 +143,7 @@ def export_policy(
 
 
 def read_policy(file: Path, format: ExportFormat) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, Any]]:
-    """The function of an exported file, (n, obs_dim) to (n, act_dim), both float32, and its metadata."""
+    """The function of an exported file, and its metadata; (n, obs_dim) float32 to (n, act_dim), Discrete int64."""
     if format == "onnx":
         session = _package("onnxruntime").InferenceSession(str(file), providers=["CPUExecutionProvider"])
         metadata = session.get_modelmeta().custom_metadata_map[METADATA]
@@ -119,17 +156,17 @@ def read_policy(file: Path, format: ExportFormat) -> tuple[Callable[[np.ndarray]
     return lambda observations: module(torch.as_tensor(observations)).numpy(), json.loads(extra[METADATA])
 
 
-def _write_torchscript(policy: DeterministicPolicy, file: Path, metadata: str) -> None:
+def _write_torchscript(policy: ExportedPolicy, file: Path, metadata: str) -> None:
     traced = torch.jit.trace(policy, _example(policy))  # type: ignore[no-untyped-call]
     torch.jit.save(traced, str(file), _extra_files={METADATA: metadata})
 
 
-def _write_torch(policy: DeterministicPolicy, file: Path, metadata: str) -> None:
+def _write_torch(policy: ExportedPolicy, file: Path, metadata: str) -> None:
     program = torch.export.export(policy, (_example(policy),), dynamic_shapes=_any_batch("AUTO"))
     torch.export.save(program, file, extra_files={METADATA: metadata})
 
 
-def _write_onnx(policy: DeterministicPolicy, file: Path, metadata: str) -> None:
+def _write_onnx(policy: ExportedPolicy, file: Path, metadata: str) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         _package(package)
     program = torch.onnx.export(
@@ -146,14 +183,14 @@ def _write_onnx(policy: DeterministicPolicy, file: Path, metadata: str) -> None:
     program.save(str(file), external_data=False)
 
 
-_WRITERS: dict[str, Callable[[DeterministicPolicy, Path, str], None]] = {
+_WRITERS: dict[str, Callable[[ExportedPolicy, Path, str], None]] = {
     "torchscript": _write_torchscript,
     "onnx": _write_onnx,
     "torch": _write_torch,
 }
 
 
-def _example(policy: DeterministicPolicy) -> Tensor:
+def _example(policy: ExportedPolicy) -> Tensor:
     """Two rows: tracing would take a single one for a constant."""
     return policy.obs_mean.expand(2, -1).clone()
 

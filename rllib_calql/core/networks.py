@@ -59,6 +59,15 @@ class TanhGaussian(NamedTuple):
         """The deterministic action tanh(mean), (B, A)."""
         return torch.tanh(self.mean)
 
+    def best(self) -> tuple[Tensor, Tensor]:
+        """The deterministic actions and their log-probabilities; shapes as of `sample`."""
+        return self.sample(torch.zeros_like(self.mean))
+
+    @property
+    def inputs(self) -> Tensor:
+        """All parameters side by side: mean and log-std, (B, 2A)."""
+        return torch.cat([self.mean, self.log_std], dim=-1)
+
 
 def _log_prob(noise: Tensor, log_std: Tensor, pre_tanh: Tensor) -> Tensor:
     """Gaussian log-density less the exact log-determinant of tanh (no epsilon inside a logarithm)."""
@@ -150,10 +159,11 @@ class CriticEnsemble(nn.Module):
         activation: str = "relu",
         orthogonal_init: bool = True,
         layer_norm: bool = False,
+        num_outputs: int = 1,
     ) -> None:
         super().__init__()
         self.obs_dim, self.num_critics, self.hiddens = obs_dim, num_critics, tuple(hiddens)
-        sizes = [obs_dim + act_dim, *hiddens, 1]
+        sizes = [obs_dim + act_dim, *hiddens, num_outputs]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             weight = torch.empty(num_critics, fan_in, fan_out)

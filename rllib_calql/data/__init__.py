@@ -2,7 +2,7 @@
 
 from rllib_calql.data.errors import DatasetError, DatasetWarning
 from rllib_calql.data.mixture import Mixture
-from rllib_calql.data.prepare import Preparation, check_fits, require_flat_box
+from rllib_calql.data.prepare import Preparation, check_fits, require_trainable
 from rllib_calql.data.replay import EpisodeStore, MixedReplay, check_mixing_ratio
 from rllib_calql.data.returns import return_to_go
 from rllib_calql.data.rows import Metadata, Rows, Source
@@ -26,7 +26,7 @@ __all__ = [
     "check_mixing_ratio",
     "open_dataset",
     "open_source",
-    "require_flat_box",
+    "require_trainable",
     "return_to_go",
     "write_dataset",
 ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 
 from rllib_calql.data.errors import DatasetError, DatasetWarning
 from rllib_calql.data.frames import check_frames, frame_layout
@@ -46,12 +46,24 @@ class ActionScaling:
 
 
 @dataclass(frozen=True, eq=False)
+class ActionNumbers:
+    """Logged Discrete actions (n,) -> their numbers from 0 on, (n, 1) float32 (exact up to 2^24 actions)."""
+
+    start: int
+
+    def __call__(self, actions: np.ndarray) -> np.ndarray:
+        """The numbers."""
+        return (actions - self.start).astype(np.float32)[:, None]
+
+
+@dataclass(frozen=True, eq=False)
 class Preparation:
     """Scales rewards, normalises and clips actions, adds returns-to-go.
 
     `rewards <- rewards * reward_scale + reward_bias`; actions are mapped from `[action_low, action_high]` to
     [-1, 1] and clipped to +-`clip_action` (tanh never reaches 1, and atanh(1) is infinite). Observations and
-    actions are not copied: `Transitions.take` maps the actions of each batch. Discrete actions stay as they are.
+    actions are not copied: `Transitions.take` maps the actions of each batch. Discrete actions stay as they
+    are, or with `action_start` become their numbers from 0 on, (n, 1).
 
     `mc_returns`, which bound Q from below, are by `reference` the return-to-go; or `value` of each row's
     observation, a fitted V^mu ("learned"); or the greater of both ("max"). `truncation="bootstrap"` continues the
@@ -71,6 +83,7 @@ class Preparation:
     clip_action: float = 0.99999
     action_low: np.ndarray | None = None  # (act_dim,) bounds of the environment's Box;
     action_high: np.ndarray | None = None  # without them actions are already in [-1, 1]
+    action_start: int | None = None  # the first of the environment's Discrete actions
     reference: ReferenceMode = "return_to_go"
     value: Callable[[Any], np.ndarray] | None = None  # observations (n, obs_dim) -> (n,), in rewards as they train
 
@@ -152,9 +165,9 @@ class Preparation:
     def _scaled(self, rewards: np.ndarray | float) -> np.ndarray:
         return np.asarray(rewards, dtype=np.float64) * self.reward_scale + self.reward_bias
 
-    def _action_scaling(self, actions: np.ndarray) -> ActionScaling | None:
+    def _action_scaling(self, actions: np.ndarray) -> ActionScaling | ActionNumbers | None:
         if actions.ndim == 1:  # Discrete
-            return None
+            return None if self.action_start is None else ActionNumbers(self.action_start)
         scaling = ActionScaling(self.clip_action)
         if self.action_low is not None and self.action_high is not None:
             low = np.asarray(self.action_low, dtype=np.float64)
@@ -210,13 +223,33 @@ def _warn_of_actions_outside(actions: np.ndarray, scaling: ActionScaling) -> Non
         )
 
 
-def require_flat_box(observation_space: Any, action_space: Any) -> None:
-    """Refuses (DatasetError) spaces other than one-axis Boxes and frames, and unbounded actions."""
-    for name, space in (("observation", observation_space), ("action", action_space)):
-        if frame_layout(space) is None and not (isinstance(space, Box) and len(space.shape) == 1):
-            raise DatasetError(
-                f"the environment's {name} space must be a flat Box (one axis), not {space}; images are uint8"
-            )
+def bounds_of(action_space: Any) -> dict[str, Any]:
+    """The fields of `Preparation` that say what the environment's actions are."""
+    if isinstance(action_space, Discrete):
+        return {"action_start": int(action_space.start)}
+    return {"action_low": action_space.low, "action_high": action_space.high}
+
+
+def action_width(action_space: Any) -> int:
+    """Numbers of an action as it trains: those of a flat Box, or 1 (see `ActionNumbers`)."""
+    return 1 if isinstance(action_space, Discrete) else int(action_space.shape[0])
+
+
+def require_trainable(observation_space: Any, action_space: Any) -> None:
+    """Refuses (DatasetError) observations other than a one-axis Box or frames, and actions other than a bounded
+    one-axis Box or Discrete."""
+    flat = isinstance(observation_space, Box) and len(observation_space.shape) == 1
+    if not flat and frame_layout(observation_space) is None:
+        raise DatasetError(
+            f"the environment's observation space must be a flat Box (one axis), not {observation_space}; images "
+            "are uint8"
+        )
+    if isinstance(action_space, Discrete):
+        return
+    if not isinstance(action_space, Box) or len(action_space.shape) != 1:
+        raise DatasetError(
+            f"the environment's action space must be a flat Box (one axis) or Discrete, not {action_space}"
+        )
     if not action_space.is_bounded():
         raise DatasetError(f"the environment's action space must have finite bounds, not {action_space}")
 
@@ -225,24 +258,38 @@ def check_fits(data: Transitions | Mixture, observation_space: Any, action_space
     """Checks that a dataset and an environment speak of the same things.
 
     Raises:
-        DatasetError: the data are of a kind that cannot be trained on, a space is not a flat Box, action bounds
-            are not finite, or dimensions differ from the data's.
+        DatasetError: the data or a space are of a kind that cannot be trained on, or do not fit each other.
     """
     for part in data.parts:
         _check_trainable(part, frame_layout(observation_space) is not None)
-    require_flat_box(observation_space, action_space)
-    dims = [("action", action_space, data.act_dim)]
+    require_trainable(observation_space, action_space)
+    discrete = isinstance(action_space, Discrete)
+    for part in data.parts:
+        if discrete != (part.actions.ndim == 1):
+            raise DatasetError(
+                f"the dataset has {'continuous' if discrete else 'discrete'} actions, and the environment's are "
+                f"{action_space}"
+            )
+        if discrete:
+            _check_numbers(part.actions, action_space)
+    dims = [("action", action_width(action_space), data.act_dim)]
     if frame_layout(observation_space) is None:
-        dims.append(("observation", observation_space, data.obs_dim))
+        dims.append(("observation", observation_space.shape[0], data.obs_dim))
     else:
         for part in data.parts:
             check_frames(part.observations, observation_space)
-    for name, space, dim in dims:
-        if space.shape[0] != dim:
+    for name, width, dim in dims:
+        if width != dim:
             raise DatasetError(
-                f"the dataset's {name}s have {dim} numbers, the environment's {space.shape[0]}: dataset and "
+                f"the dataset's {name}s have {dim} numbers, the environment's {width}: dataset and "
                 "environment do not belong together"
             )
+
+
+def _check_numbers(actions: np.ndarray, space: Discrete) -> None:
+    low, high = int(actions.min()), int(actions.max())
+    if low < space.start or high >= space.start + space.n:
+        raise DatasetError(f"the dataset has actions from {low} to {high}, the environment's are {space}")
 
 
 def _check_trainable(data: Transitions, images: bool) -> None:
@@ -256,5 +303,3 @@ def _check_trainable(data: Transitions, images: bool) -> None:
             f"the dataset's observations are images of shape {data.observations.shape[1:]}, the environment's are "
             "no uint8 images: dataset and environment do not belong together"
         )
-    if data.actions.ndim != 2:
-        raise DatasetError("the dataset has discrete actions: training on them is not supported yet")

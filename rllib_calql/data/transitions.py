@@ -32,8 +32,8 @@ from rllib_calql.data.rows import Metadata, OneChunk, Rows, Source, rows_per_chu
 class Batch(TypedDict):
     """B rows for one update, contiguous and float32; `dones` is 1 where the task ended (no bootstrap).
 
-    Observations that are images (uint8) or were kept nested, and Discrete actions (int64), come as they are; with
-    `frame_stack` they are frames, (B, k, P) uint8.
+    Observations that are images (uint8) or were kept nested, and Discrete actions (int64) that no `Preparation`
+    has numbered, come as they are; with `frame_stack` they are frames, (B, k, P) uint8.
     """
 
     observations: np.ndarray  # (B, obs_dim)
@@ -244,14 +244,8 @@ class Transitions:
 
     @property
     def act_dim(self) -> int:
-        """Numbers of an action.
-
-        Raises:
-            DatasetError: actions are Discrete.
-        """
-        if self.actions.ndim != 2:
-            raise DatasetError("actions are not vectors but Discrete")
-        return int(self.actions.shape[1])
+        """Numbers of an action; 1 where they are Discrete."""
+        return 1 if self.actions.ndim == 1 else int(self.actions.shape[1])
 
     @property
     def row_shapes(self) -> tuple[Any, Any]:

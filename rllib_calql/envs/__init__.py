@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 
 # Where each is defined, and its time limit: D4RL's of AntMaze v2, of maze2d for PointMaze, and of the
-# kitchens; those of the binary Adroit tasks are of Cal-QL's experiments.
+# kitchens; those of the binary Adroit tasks are of Cal-QL's experiments; DoorKey's is a short one.
 _TASKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "AntMaze-UMaze-v2": ("mazes:AntMaze", 700, {"maze": "umaze"}),
     "AntMaze-Medium-v2": ("mazes:AntMaze", 1000, {"maze": "medium"}),
@@ -23,6 +23,7 @@ _TASKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "Kitchen-Complete-v0": ("kitchen:Kitchen", 280, {"task": "complete"}),
     "Kitchen-Partial-v0": ("kitchen:Kitchen", 280, {"task": "partial"}),
     "Kitchen-Mixed-v0": ("kitchen:Kitchen", 280, {"task": "mixed"}),
+    "MiniGrid-DoorKey-5x5-v0": ("minigrid:DoorKey", 100, {"size": 5}),
 }
 
 

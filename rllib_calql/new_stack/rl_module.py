@@ -7,26 +7,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.spaces import Discrete
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.distribution.torch.torch_distribution import TorchSquashedGaussian
+from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical, TorchSquashedGaussian
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.utils.spaces.space_utils import unsquash_action
 from torch import Tensor
 
 from rllib_calql.core.acting import random_actions, sampled_actions
+from rllib_calql.core.discrete import Categorical
 from rllib_calql.core.encoders import PixelEncoder
-from rllib_calql.core.networks import CriticEnsemble, TanhGaussian, TanhGaussianActor
+from rllib_calql.core.factory import make_actor
+from rllib_calql.core.networks import CriticEnsemble, TanhGaussian
 from rllib_calql.core.update import Update
 from rllib_calql.data.frames import frame_layout, frames_space, has_images
-from rllib_calql.data.prepare import require_flat_box
+from rllib_calql.data.prepare import require_trainable
 
 
 class CalQLTorchRLModule(TorchRLModule):
     """Actor and observation normaliser: all that acting needs, and all that runners are sent.
 
     Critics (but where they choose what to explore) and temperatures are the learner's. Actions come out in
-    [-1, 1]; RLlib's connectors map them to the environment's bounds. Every row of a batch explores with its own
-    sequence of noise, which `begin_episode` starts anew: an episode is a function of its seed.
+    [-1, 1], and RLlib's connectors map them to the environment's bounds; Discrete ones come out as the environment
+    takes them. Every row of a batch explores with its own sequence of noise, which `begin_episode` starts anew: an
+    episode is a function of its seed.
 
     `model_config` holds settings of `CalQLConfig` (its `_model_config_auto_includes`).
     """
@@ -36,17 +40,19 @@ class CalQLTorchRLModule(TorchRLModule):
         space: Any = self.observation_space
         if has_images(space):
             self.observation_space: Any = frames_space(space, self.model_config["frame_stack"])
-        require_flat_box(self.observation_space, self.action_space)
-        obs_dim, self.act_dim = self.observation_space.shape[0], self.action_space.shape[0]
+        require_trainable(self.observation_space, self.action_space)
+        obs_dim = self.observation_space.shape[0]
+        self.discrete = isinstance(self.action_space, Discrete)
+        self.noise_width = int(self.action_space.n) if self.discrete else self.action_space.shape[0]
         self.encoder: PixelEncoder | None = None
         actor = self.model_config["policy_model_config"]
         self.dtype = torch.float64 if self.model_config["precision"] == "float64" else torch.float32
         if layout := frame_layout(self.observation_space):
             self.encoder = PixelEncoder(layout, **self.model_config["encoder_config"]).to(dtype=self.dtype)
             obs_dim = self.encoder.obs_dim
-        self.actor = TanhGaussianActor(
+        self.actor = make_actor(
             obs_dim,
-            self.act_dim,
+            self.action_space,
             actor["fcnet_hiddens"],
             actor["fcnet_activation"],
             self.model_config["orthogonal_init"],
@@ -56,7 +62,7 @@ class CalQLTorchRLModule(TorchRLModule):
             critic = self.model_config["q_model_config"]
             self.critics = CriticEnsemble(
                 obs_dim,
-                self.act_dim,
+                self.noise_width,
                 critic["fcnet_hiddens"],
                 self.model_config["num_critics"],
                 critic["fcnet_activation"],
@@ -65,7 +71,7 @@ class CalQLTorchRLModule(TorchRLModule):
             ).to(dtype=self.dtype)
         self.register_buffer("obs_mean", torch.zeros(obs_dim, dtype=self.dtype))
         self.register_buffer("obs_std", torch.ones(obs_dim, dtype=self.dtype))
-        self.action_dist_cls = SquashedGaussian
+        self.action_dist_cls = TorchCategorical if self.discrete else SquashedGaussian
         self.random_actions = False  # explore without regard to the observations
         self._noise: dict[int, torch.Generator] = {}
 
@@ -80,7 +86,7 @@ class CalQLTorchRLModule(TorchRLModule):
         """Starts the exploration noise of a row of the batches to come anew."""
         self._noise[row] = torch.Generator().manual_seed(seed)
 
-    def policy(self, observations: Tensor) -> TanhGaussian:
+    def policy(self, observations: Tensor) -> TanhGaussian | Categorical:
         """The policy's distribution at raw observations (B, obs_dim), or frames (B, k, P)."""
         return self.actor(self.features(observations))
 
@@ -90,7 +96,7 @@ class CalQLTorchRLModule(TorchRLModule):
         return (encoded - self.obs_mean) / self.obs_std
 
     def act(self, observation: np.ndarray, explore: bool = False) -> np.ndarray:
-        """The action for one observation, (act_dim,) within the environment's bounds.
+        """The action for one observation, (act_dim,) within the environment's bounds, or () where Discrete.
 
         Args:
             observation: (obs_dim,); Dict and Tuple observations as `gymnasium.spaces.flatten` lays them out;
@@ -100,12 +106,13 @@ class CalQLTorchRLModule(TorchRLModule):
         batch = {Columns.OBS: torch.as_tensor(observation, device=self.obs_mean.device)[None]}
         forward = self.forward_exploration if explore else self.forward_inference
         action = forward(batch)[Columns.ACTIONS][0].cpu().numpy()
-        return unsquash_action(action, self.action_space).astype(self.action_space.dtype)
+        if not self.discrete:
+            action = unsquash_action(action, self.action_space)
+        return action.astype(self.action_space.dtype)
 
     def _forward(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Mean and log-std, (B, 2 * act_dim), of the squashed Gaussian."""
-        policy = self.policy(batch[Columns.OBS])
-        return {Columns.ACTION_DIST_INPUTS: torch.cat([policy.mean, policy.log_std], dim=-1)}
+        """Mean and log-std of the squashed Gaussian, (B, 2 * act_dim), or log-probabilities, (B, n)."""
+        return {Columns.ACTION_DIST_INPUTS: self.policy(batch[Columns.OBS]).inputs}
 
     def _forward_inference(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:
         """The mode of the distribution."""
@@ -116,7 +123,7 @@ class CalQLTorchRLModule(TorchRLModule):
         observations = batch[Columns.OBS]
         for row in range(len(self._noise), len(observations)):  # rows that no episode was begun for
             self.begin_episode(row, int(torch.randint(2**31, ())))
-        shape = (*([self._num_explored] if self._num_explored > 1 else []), self.act_dim)
+        shape = (*([self._num_explored] if self._num_explored > 1 else []), self.noise_width)
         noise = [torch.randn(shape, generator=self._noise[row]) for row in range(len(observations))]
         return self._act(observations, torch.stack(noise).to(observations.device, self.dtype))
 
@@ -125,15 +132,15 @@ class CalQLTorchRLModule(TorchRLModule):
         features = self.features(observations)
         policy = self.actor(features)
         if noise is None:
-            actions, log_probs = policy.sample(torch.zeros_like(policy.mean))
+            actions, log_probs = policy.best()
         elif self.random_actions:
-            actions, log_probs = random_actions(noise)
+            actions, log_probs = random_actions(noise, self.discrete)
         else:
             actions, log_probs = sampled_actions(policy, noise, lambda actions: self.critics(features, actions))
         return {
-            Columns.ACTIONS: actions,
+            Columns.ACTIONS: actions + int(self.action_space.start) if self.discrete else actions,
             Columns.ACTION_LOGP: log_probs,
-            Columns.ACTION_DIST_INPUTS: torch.cat([policy.mean, policy.log_std], dim=-1),
+            Columns.ACTION_DIST_INPUTS: policy.inputs,
         }
 
 

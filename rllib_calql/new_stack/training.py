@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import ray
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import SyncVectorEnv
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
@@ -56,7 +56,7 @@ class LearnerStack:
         return self._learners._learner.calql
 
     @property
-    def spaces(self) -> tuple[Box, Box]:
+    def spaces(self) -> tuple[Box, Box | Discrete]:
         return self._of_a_learner(
             lambda learner: (
                 learner.module[DEFAULT_MODULE_ID].observation_space,

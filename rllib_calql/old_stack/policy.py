@@ -17,11 +17,12 @@ from ray.rllib.utils.serialization import space_to_dict
 from torch import Tensor, nn
 
 from rllib_calql.core.acting import random_actions
+from rllib_calql.core.discrete import CategoricalActor
 from rllib_calql.core.factory import make_update
 from rllib_calql.core.hyperparameters import UpdateConfig
 from rllib_calql.core.networks import TanhGaussianActor
 from rllib_calql.data.frames import frame_layout, frames_space, has_images
-from rllib_calql.data.prepare import require_flat_box
+from rllib_calql.data.prepare import require_trainable
 from rllib_calql.envs.success import EPISODE_SUCCESS
 from rllib_calql.replay_buffer import from_sample_batch
 
@@ -31,20 +32,20 @@ INFERENCE_WEIGHTS = ("actor.", "encoder.", "obs_mean", "obs_std")
 class ActorModel(TorchModelV2, nn.Module):
     """The actor as the model RLlib expects a policy to have; it shares the update's parameters."""
 
-    actor: TanhGaussianActor
+    actor: TanhGaussianActor | CategoricalActor
     features: Callable[[Tensor], Tensor]
 
     def __init__(self, obs_space: gym.Space, action_space: gym.Space, model_config: dict[str, Any]) -> None:
         nn.Module.__init__(self)
-        num_outputs = 2 * int(np.prod(action_space.shape))
+        discrete = isinstance(action_space, gym.spaces.Discrete)
+        num_outputs = int(action_space.n) if discrete else 2 * int(np.prod(action_space.shape))
         TorchModelV2.__init__(self, obs_space, action_space, num_outputs, model_config, "calql_actor")
 
     def forward(
         self, input_dict: Mapping[str, Tensor], state: list[Tensor], seq_lens: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Mean and log-std, (B, 2 * act_dim), of the squashed Gaussian."""
-        policy = self.actor(self.features(input_dict["obs_flat"]))
-        return torch.cat([policy.mean, policy.log_std], dim=-1), state
+        """Mean and log-std of the squashed Gaussian, (B, 2 * act_dim), or log-probabilities, (B, n)."""
+        return self.actor(self.features(input_dict["obs_flat"])).inputs, state
 
 
 class CalQLTorchPolicy(CQLTorchPolicy):
@@ -57,7 +58,7 @@ class CalQLTorchPolicy(CQLTorchPolicy):
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, config: Any) -> None:
         if has_images(observation_space):
             observation_space = frames_space(observation_space, config["frame_stack"])
-        require_flat_box(observation_space, action_space)
+        require_trainable(observation_space, action_space)
         # A dataset held in memory would go with the config into every policy checkpoint.
         config = {**config, "input": "sampler", "input_config": {}}
         TorchPolicy.__init__(
@@ -73,6 +74,7 @@ class CalQLTorchPolicy(CQLTorchPolicy):
         settings, seed = UpdateConfig.from_settings(config), config["seed"]
         self.update = make_update(observation_space, action_space, settings, self.device, seed)
         self.model.actor, self.model.features = self.update.actor, self._features
+        self.discrete = isinstance(action_space, gym.spaces.Discrete)
         self.random_actions = False  # explore without regard to the observations
         self._action_noise = torch.Generator()
         self.begin_episode(seed if seed is not None else int(np.random.SeedSequence().generate_state(1)[0]))
@@ -84,15 +86,17 @@ class CalQLTorchPolicy(CQLTorchPolicy):
         self._action_noise.manual_seed(seed)
 
     def sample_actions(self, observations: Tensor, explore: bool) -> tuple[Tensor, Tensor]:
-        """Actions (B, act_dim) in [-1, 1] and log-probabilities (B,)."""
+        """Actions, (B, act_dim) in [-1, 1] or (B,) of the Discrete space, and log-probabilities (B,)."""
         noise = None
         if explore:
             number = self.config["num_exploration_actions"]
             shape = (len(observations), *([number] if number > 1 else []), self.update.act_dim)
             noise = torch.randn(shape, generator=self._action_noise).to(self.device)
-            if self.random_actions:
-                return random_actions(noise)
-        return self.update.act(self._observed(observations), noise)
+        if noise is not None and self.random_actions:
+            actions, log_probs = random_actions(noise, self.discrete)
+        else:
+            actions, log_probs = self.update.act(self._observed(observations), noise)
+        return actions + int(self.action_space.start) if self.discrete else actions, log_probs
 
     def _observed(self, observations: Tensor) -> Tensor:
         """(B, obs_dim) float32, or frames (B, k, P), of what RLlib made of observations on its way."""
@@ -116,11 +120,14 @@ class CalQLTorchPolicy(CQLTorchPolicy):
         """log pi(a|s) of given actions; (B,).
 
         Args:
-            actions: (B, act_dim), in [-1, 1] or, with `actions_normalized=False`, in the environment's bounds.
+            actions: (B, act_dim), in [-1, 1] or, with `actions_normalized=False`, in the environment's bounds;
+                (B,) of a Discrete space.
             obs_batch: (B, obs_dim).
         """
         actions = torch.as_tensor(actions, dtype=torch.float32, device=self.device)
-        if not actions_normalized:
+        if self.discrete:
+            actions = actions - int(self.action_space.start)
+        elif not actions_normalized:
             low = torch.as_tensor(self.action_space.low, device=self.device)
             high = torch.as_tensor(self.action_space.high, device=self.device)
             actions = 2.0 * (actions - low) / (high - low) - 1.0

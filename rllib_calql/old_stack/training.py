@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
 from ray.rllib.utils.checkpoints import get_checkpoint_info
@@ -50,7 +50,7 @@ class PolicyStack:
         return self._policy.update
 
     @property
-    def spaces(self) -> tuple[Box, Box]:
+    def spaces(self) -> tuple[Box, Box | Discrete]:
         return self._policy.observation_space, self._policy.action_space
 
     @property

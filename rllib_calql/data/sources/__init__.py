@@ -25,6 +25,7 @@ _SCHEMES = {  # SCHEME://NAME: the name
     "d4rl": "d4rl.open_task",
     "minari": "minari.open_named",
     "pointmaze": "pointmaze.open",
+    "scripted": "scripted.open",
 }
 _SUFFIXES = {  # files and globs: the path
     ".hdf5": "d4rl.open",
@@ -54,9 +55,9 @@ _FOLDERS = {  # folders that hold such a file (glob), the first that fits: the p
     "**/*.json": "rllib_logs.open_json",
 }
 UNDERSTOOD = (
-    "d4rl://NAME, minari://NAME, pointmaze://NAME, the path of a .hdf5 or .h5 file in D4RL's layout, of a folder "
-    "of Minari's or of one that was written here, of a .npy, .pkl or .pickle file, or of Parquet, Arrow, Feather "
-    "and .npz files or RLlib's logs (.json, .parquet): a file, a glob or a folder"
+    "d4rl://NAME, minari://NAME, pointmaze://NAME, scripted://NAME, the path of a .hdf5 or .h5 file in D4RL's "
+    "layout, of a folder of Minari's or of one that was written here, of a .npy, .pkl or .pickle file, or of "
+    "Parquet, Arrow, Feather and .npz files or RLlib's logs (.json, .parquet): a file, a glob or a folder"
 )
 
 
@@ -65,14 +66,14 @@ def open_source(uri: str | Path | Mapping[str, Any] | Source, **options: Any) ->
 
     Args:
         uri: `d4rl://NAME` (D4RL's cache folder, else downloaded), `minari://NAME` (Minari's folder, else
-            downloaded), `pointmaze://NAME` (made on first use), the path of an HDF5 file in D4RL's flat layout,
-            the folder of a Minari dataset or of one that `write_dataset` made, the path, glob or folder of
-            Parquet, Arrow, Feather or .npz files or of RLlib's logs (.json, .parquet), a pickle (.npy, .pkl; read
-            with `allow_pickle=True` only), a dict of arrays, or a `Source` (`Transitions` are one), returned as
-            it is.
+            downloaded), `pointmaze://NAME` or `scripted://NAME` (made on first use), the path of an HDF5 file
+            in D4RL's flat layout, the folder of a Minari dataset or of one that `write_dataset` made, the path,
+            glob or folder of Parquet, Arrow, Feather or .npz files or of RLlib's logs (.json, .parquet), a pickle
+            (.npy, .pkl; read with `allow_pickle=True` only), a dict of arrays, or a `Source` (`Transitions` are
+            one), returned as it is.
         **options: what the reader takes, see `sources.d4rl.open`, `sources.d4rl.open_task`,
-            `sources.minari.open`, `sources.minari.open_named`, `sources.pointmaze.open`, `sources.tables.open`,
-            `sources.rllib_logs.open_json`, `sources.arrays.open`.
+            `sources.minari.open`, `sources.minari.open_named`, `sources.pointmaze.open`,
+            `sources.scripted.open`, `sources.tables.open`, `sources.rllib_logs.open_json`, `sources.arrays.open`.
 
     Raises:
         DatasetError: unknown kind of URI or option, or nothing that can be read is there.

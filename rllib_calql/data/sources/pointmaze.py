@@ -6,10 +6,6 @@ A `Recipe` says which walkers, how many rows, and the seed; the same recipe give
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,15 +15,13 @@ import numpy as np
 import tree
 
 from rllib_calql.data.errors import DatasetError
+from rllib_calql.data.sources.made import made_once, made_path
 from rllib_calql.data.storage import open_folder
 from rllib_calql.data.storage_writer import write_dataset
 from rllib_calql.data.transitions import Transitions
 
 # Change of velocity (m/s) that a full action gives in one simulation step: 100 N on 4.19 kg for 0.01 s.
 _FULL_ACTION = 0.239
-
-# What the cached file holds.
-_COLUMNS = ("observations", "actions", "rewards", "terminated", "truncated", "final_observations")
 
 
 @dataclass(frozen=True)
@@ -111,8 +105,7 @@ def open(name: str, *, cache_dir: str | Path | None = None) -> Transitions:
 
     Args:
         name: one of `RECIPES`.
-        cache_dir: where the .npz file is kept, or the folder of Arrow files of one with images; by default
-            `$RLLIB_CALQL_CACHE`, else `~/.cache/rllib_calql`.
+        cache_dir: see `made.made_once`.
 
     Raises:
         DatasetError: there is no such recipe, or the cached file is damaged.
@@ -121,19 +114,10 @@ def open(name: str, *, cache_dir: str | Path | None = None) -> Transitions:
     if name not in RECIPES:
         raise DatasetError(f"unknown dataset pointmaze://{name}; there are {', '.join(RECIPES)}")
     recipe = RECIPES[name]
-    folder = Path(cache_dir or os.environ.get("RLLIB_CALQL_CACHE") or Path.home() / ".cache" / "rllib_calql")
-    # The recipe is part of the name: a changed recipe never meets an old file.
-    path = folder / f"pointmaze-{name}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}"
     if "Visual" in recipe.env_id:
+        path = made_path(f"pointmaze-{name}", recipe, cache_dir)
         return open_folder(path) if path.exists() else write_dataset(generate(recipe), path, observations="keep")
-    path = path.with_suffix(".npz")
-    if not path.exists():
-        _save(path, generate(recipe))
-    try:
-        with np.load(path, allow_pickle=False) as columns:
-            return Transitions(**columns)
-    except (ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise DatasetError(f"{path} is damaged ({error}): delete it, and it is made again") from error
+    return made_once(f"pointmaze-{name}", recipe, lambda: generate(recipe), cache_dir)
 
 
 def generate(recipe: Recipe) -> Transitions:
@@ -190,16 +174,3 @@ def _nearer(cell: tuple[int, ...], distances: np.ndarray) -> tuple[int, int]:
     row, column = cell
     near = [(row, column), (row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)]
     return min((other for other in near if distances[other] >= 0), key=lambda other: int(distances[other]))
-
-
-def _save(path: Path, data: Transitions) -> None:
-    """Writes the columns so that other processes see the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    columns = {name: getattr(data, name) for name in _COLUMNS}
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-        try:
-            np.savez_compressed(file, **columns)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.replace(file.name, path)

@@ -1,0 +1,65 @@
+"""Datasets that are made on first use and kept in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from rllib_calql.data.errors import DatasetError
+from rllib_calql.data.transitions import Transitions
+
+# What the file holds.
+_COLUMNS = ("observations", "actions", "rewards", "terminated", "truncated", "final_observations")
+
+
+def made_once(
+    name: str, recipe: object, make: Callable[[], Transitions], cache_dir: str | Path | None
+) -> Transitions:
+    """The dataset of a recipe, from its file or, the first time, from `make`.
+
+    Args:
+        name, recipe, cache_dir: see `made_path`.
+        make: makes the rows.
+
+    Raises:
+        DatasetError: the file is damaged.
+    """
+    path = made_path(name, recipe, cache_dir).with_suffix(".npz")
+    if not path.exists():
+        _save(path, make())
+    try:
+        with np.load(path, allow_pickle=False) as columns:
+            return Transitions(**columns)
+    except (ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise DatasetError(f"{path} is damaged ({error}): delete it, and it is made again") from error
+
+
+def made_path(name: str, recipe: object, cache_dir: str | Path | None) -> Path:
+    """Where the dataset of a recipe is kept, without a suffix; a changed recipe never meets an old file.
+
+    Args:
+        name: begins the file's name.
+        recipe: whose `repr` says all that the rows depend on.
+        cache_dir: the folder; by default `$RLLIB_CALQL_CACHE`, else `~/.cache/rllib_calql`.
+    """
+    folder = Path(cache_dir or os.environ.get("RLLIB_CALQL_CACHE") or Path.home() / ".cache" / "rllib_calql")
+    return folder / f"{name}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}"
+
+
+def _save(path: Path, data: Transitions) -> None:
+    """Writes the columns so that other processes see the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {name: getattr(data, name) for name in _COLUMNS}
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+        try:
+            np.savez_compressed(file, **columns)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    os.replace(file.name, path)
