@@ -23,9 +23,9 @@ OBSERVATIONS = Box(-1.0, 1.0, (3,))
 SMALL = {"actor_hiddens": (8,), "critic_hiddens": (8, 8), "precision": "float64"}
 
 
-def update_of(num_actions: int = 4, **settings: Any) -> DiscreteCalQLUpdate:
+def update_of(count: int = 4, **settings: Any) -> DiscreteCalQLUpdate:
     config = UpdateConfig(**{**SMALL, **settings})
-    update = make_update(OBSERVATIONS, Discrete(num_actions), config, seed=0)
+    update = make_update(OBSERVATIONS, Discrete(count), config, seed=0)
     assert isinstance(update, DiscreteCalQLUpdate)
     return update
 
@@ -212,6 +212,7 @@ def test_an_update_learns_the_best_of_three_arms() -> None:
         ({"target_entropy": -1.0}, r"target_entropy=-1: that of 4 discrete actions lies from 0 to below log\(4\)"),
         ({"target_entropy": 1.5}, "target_entropy=1.5"),
         ({"precision": "bfloat16"}, "bfloat16.*continuous"),
+        ({"update_rule": "awac"}, "awac.* is for continuous actions"),
     ],
 )
 def test_settings_of_continuous_actions_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -117,7 +117,7 @@ def test_both_stacks_do_the_same_updates(cartpole_data: Transitions) -> None:
 def test_settings_of_continuous_actions_are_refused(cartpole_data: Transitions) -> None:
     with pytest.raises(ValueError, match="num_actions=4 is for continuous actions"):
         config_of(cartpole_data, False, num_actions=4).plan()
-    for name, value in {"clip_action": 0.9, "num_exploration_actions": 4, "update_rule": "awac"}.items():
+    for name, value in {"clip_action": 0.9, "num_exploration_actions": 4}.items():
         with pytest.raises(ValueError, match=f"{name}.* is for continuous actions"):
             config_of(cartpole_data, False, **{name: value}).plan()
     sections = config_of(cartpole_data, False).plan()
