@@ -13,6 +13,7 @@ from rllib_calql.cli.runs import Row, Run, differing, short
 SCORE = "normalized_score"
 # Settings by which runs of one method may differ: the task's, the seed, and how it is looked at.
 _NO_METHOD = ("seed", "env", "input", "evaluation", "preset", "checkpoint")
+_UNNAMED = ("sampler", "memory://")  # no dataset, and one that was given in memory
 _SHORT = 0.95  # of the longest run's length: what ends before it is named
 
 
@@ -47,7 +48,7 @@ def task_name(run: Run) -> str:
     env, data = run.settings.get("env"), run.settings.get("input")
     parts = [PurePath(env).name] if isinstance(env, str) else []
     inputs = data if isinstance(data, list) else [data]
-    names = [PurePath(one).name for one in inputs if isinstance(one, str) and one != "sampler"]
+    names = [PurePath(one).name for one in inputs if isinstance(one, str) and one not in _UNNAMED]
     parts += [" + ".join(name.removesuffix(".hdf5") for name in names)] if names else []
     return ", ".join(parts) or "unknown task"
 
