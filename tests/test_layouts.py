@@ -155,7 +155,7 @@ def test_training_says_what_it_cannot_train_on() -> None:
     kept = open_dataset(source(GOALS), observations="keep")
     for data, message in (
         (kept, "were kept as they are.*observations='flatten'"),
-        (open_dataset(source(IMAGES)), r"images of shape \(4, 5, 3\).*not supported yet"),
+        (open_dataset(source(IMAGES)), r"images of shape \(4, 5, 3\), the environment.s are no uint8 images"),
         (
             open_dataset(source(box, actions=np.zeros(N, dtype=int))),
             "discrete actions, and the environment's are Box",

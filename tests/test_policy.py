@@ -303,7 +303,7 @@ def test_rllibs_model_is_the_actor_normaliser_included() -> None:
     ("observations", "actions", "message"),
     [
         (gym.spaces.Dict({"a": OBSERVATIONS}), ACTIONS, "observation space must be a flat Box .*, not Dict"),
-        (Box(0, 255, (8, 8), np.uint8), ACTIONS, "observation space must be a flat Box"),
+        (Box(0, 1, (8, 8), np.float32), ACTIONS, "observation space must be a flat Box"),
         (gym.spaces.Discrete(4), ACTIONS, r"observation space must be a flat Box .*, not Discrete\(4\)"),
         (OBSERVATIONS, gym.spaces.MultiDiscrete([4]), "action space must be a flat Box .* or Discrete, not Multi"),
         (OBSERVATIONS, gym.spaces.Tuple([ACTIONS]), "action space must be a flat Box"),
