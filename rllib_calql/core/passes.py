@@ -237,15 +237,19 @@ class _Slice:
         if gradients is not None:
             buffers.add_product(gradients.head_weight, by_q, buffers.top(), first)
             _add(gradients.head_bias, by_q.sum(2, keepdim=True), first)
-        delta = by_q.transpose(1, 2)
-        for layer in reversed(range(len(buffers.sums))):
-            by_active = buffers.by_active[layer]
-            torch.bmm(delta.to(by_active.dtype), group.transposed[layer + 1], out=by_active)
-            delta = buffers.deactivate(layer, gradients, first)
-            if gradients is not None and layer > 0:
+        top = len(buffers.sums) - 1
+        weight = group.transposed[top + 1]
+        torch.bmm(by_q.transpose(1, 2).to(weight.dtype), weight, out=buffers.by_active[top])
+        delta = buffers.deactivate(top, gradients, first)
+        for layer in reversed(range(1, top + 1)):
+            torch.bmm(delta, group.transposed[layer], out=buffers.by_active[layer - 1])
+            delta_below = buffers.deactivate(layer - 1, gradients, first)
+            if gradients is not None:
+                # Only now: the layer below has just been read, so this product finds it in the cache.
                 below = buffers.active[layer - 1].transpose(1, 2)
                 buffers.add_product(gradients.weights[layer], below, delta, first)
                 _add(gradients.biases[layer], delta.sum(1, keepdim=True), first)
+            delta = delta_below
         return delta
 
 
@@ -258,13 +262,13 @@ class _Buffers:
         self.in_place = self.activation is F.relu and not self.layer_norm
         self.sums = [like.new_empty(number, rows, width, dtype=dtype) for width in critics.hiddens]
         self.active = list(self.sums)  # the sums become the activated values, unless autograd has them
-        # The gradient by a layer's activated values. That by its sums replaces the values, unless they are kept.
-        self.by_active = [torch.empty_like(tensor) for tensor in self.sums]
-        if not keep:
-            of_width = {tensor.shape[2]: tensor for tensor in self.by_active}
-            self.by_active = [of_width[tensor.shape[2]] for tensor in self.sums]
-        self._keep, self._by_sums = keep, self.by_active if keep else self.sums
-        self._bits = [[_bits(t) for t in ts] for ts in (self.by_active, self.sums, self._by_sums)]
+        # The gradient by a layer's activated values, then by its sums; needed until the layer below has its own.
+        of_width: dict[tuple[int, int], Tensor] = {}
+        for layer, tensor in enumerate(self.sums):
+            of_width.setdefault((tensor.shape[2], layer % 2), torch.empty_like(tensor))
+        self.by_active = [of_width[tensor.shape[2], layer % 2] for layer, tensor in enumerate(self.sums)]
+        self._keep = keep
+        self._bits = [[_bits(tensor) for tensor in tensors] for tensors in (self.by_active, self.sums)]
         self._top = None if dtype == like.dtype else like.new_empty(number, rows, critics.hiddens[-1])
         self._products: dict[torch.Size, Tensor] = {}
         self._inputs: list[list[Tensor]] = [[] for _ in self.sums]
@@ -293,9 +297,9 @@ class _Buffers:
     def deactivate(self, layer: int, gradients: _Group | None, first: bool) -> Tensor:
         """From the gradient by a layer's activated values (in `by_active`) to that by its sums."""
         if self.in_place:
-            by_active, values, by_sums = (tensors[layer] for tensors in self._bits)
-            torch.ops.aten.threshold_backward.grad_input(by_active, values, 0, grad_input=by_sums)
-            return self._by_sums[layer]
+            by_active, values = (tensors[layer] for tensors in self._bits)
+            torch.ops.aten.threshold_backward.grad_input(by_active, values, 0, grad_input=by_active)
+            return self.by_active[layer]
         by_sums, *by_norm = torch.autograd.grad(
             self.active[layer], self._inputs[layer], self.by_active[layer], retain_graph=self._keep
         )
