@@ -179,6 +179,15 @@ class CalQLUpdate(Update):
             self.backward(dual_loss, [self.log_alpha_prime])
         return actor, critic
 
+    def conservative_weight(self) -> Tensor | float:
+        """Weight of the conservative term, the Lagrange multiplier in it; without gradient."""
+        return self.min_q_weight * self.alpha_prime().detach() if self.config.lagrangian else self.min_q_weight
+
+    def penalty(self, gaps: Tensor) -> Tensor:
+        """The conservative term of the critics' losses, (E,), from its gaps (E,)."""
+        excess = gaps - self.config.lagrangian_thresh if self.config.lagrangian else gaps
+        return self.conservative_weight() * excess
+
     def lagrange_loss(self, gaps: Tensor) -> Tensor:
         """The multiplier's loss at the present multiplier; a scalar."""
         return losses.lagrange_loss(self.alpha_prime(), gaps, self.min_q_weight, self.config.lagrangian_thresh)
@@ -249,7 +258,7 @@ class CalQLUpdate(Update):
         )
         unbounded = torch.full_like(batch["mc_returns"], -math.inf)
         bounds = losses.reference_bounds(batch["mc_returns"] if self.calibrated else unbounded, config.num_actions)
-        weight = self.min_q_weight * self.alpha_prime().detach() if config.lagrangian else self.min_q_weight
+        weight = self.conservative_weight()
         form = (config.temperature, config.clip_diff_min, config.clip_diff_max)
 
         def q_gradient(q: Tensor, states: slice) -> Tensor:
@@ -259,8 +268,7 @@ class CalQLUpdate(Update):
         q = self.differentiate(observations, actions, q_gradient)
         bellman = losses.bellman_loss(q[..., 0], target)
         gaps = losses.conservative_gap(q, offsets, bounds, *form)
-        penalty = weight * (gaps - config.lagrangian_thresh if config.lagrangian else gaps)
-        return CriticValues(bellman + penalty, bellman, target, next_value, q, gaps, offsets)
+        return CriticValues(bellman + self.penalty(gaps), bellman, target, next_value, q, gaps, offsets)
 
     @torch.no_grad()
     def figures(self, batch: Batch, actor: ActorValues, critic: CriticValues) -> dict[str, Tensor]:

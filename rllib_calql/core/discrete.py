@@ -8,18 +8,17 @@ weights are needed; `docs/fidelity.md` derives the losses. Sources: Nakamoto et 
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rllib_calql.core import losses
 from rllib_calql.core.calql import ActorValues, CalQLUpdate, CriticValues
 from rllib_calql.core.hyperparameters import UpdateConfig
-from rllib_calql.core.networks import ACTIVATIONS, HIDDEN_GAIN, OUTPUT_GAIN, CriticEnsemble
+from rllib_calql.core.networks import MLP, CriticEnsemble
 from rllib_calql.core.update import Batch
 
 # "auto" target entropy, as a share of the greatest there is, log n.
@@ -59,7 +58,7 @@ class Categorical(NamedTuple):
         return actions, self.log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
 
-class CategoricalActor(nn.Module):
+class CategoricalActor(MLP):
     """MLP(s) -> log-probabilities of n actions."""
 
     def __init__(
@@ -70,22 +69,11 @@ class CategoricalActor(nn.Module):
         activation: str = "relu",
         orthogonal_init: bool = True,
     ) -> None:
-        super().__init__()
-        sizes = [obs_dim, *hiddens, num_actions]
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
-        self.activation = ACTIVATIONS[activation]
-        if orthogonal_init:
-            for index, layer in enumerate(self.layers):
-                assert isinstance(layer, nn.Linear)
-                nn.init.orthogonal_(layer.weight, OUTPUT_GAIN if index == len(hiddens) else HIDDEN_GAIN)
-                nn.init.zeros_(layer.bias)
+        super().__init__([obs_dim, *hiddens, num_actions], activation, orthogonal_init)
 
     def forward(self, observations: Tensor) -> Categorical:
         """Observations (B, obs_dim) -> the policy's distribution over n actions."""
-        hidden = observations
-        for layer in self.layers[:-1]:
-            hidden = self.activation(layer(hidden))
-        return Categorical(torch.log_softmax(self.layers[-1](hidden), dim=-1))
+        return Categorical(torch.log_softmax(self.outputs(observations), dim=-1))
 
 
 class DiscreteCriticEnsemble(CriticEnsemble):
@@ -224,10 +212,8 @@ class DiscreteCalQLUpdate(CalQLUpdate):
         gaps = losses.conservative_gap(
             q, offsets, bounds, config.temperature, config.clip_diff_min, config.clip_diff_max
         )
-        weight = self.min_q_weight * self.alpha_prime().detach() if config.lagrangian else self.min_q_weight
-        penalty = weight * (gaps - config.lagrangian_thresh if config.lagrangian else gaps)
         return CriticValues(
-            bellman + penalty,
+            bellman + self.penalty(gaps),
             bellman.detach(),
             target,
             next_value,

@@ -31,7 +31,24 @@ class ExportError(ValueError):
     """The policy cannot be written in this format, or the file does not act as the policy does."""
 
 
-class DeterministicPolicy(nn.Module):
+class _Exported(nn.Module):
+    """An actor with its normaliser and the bounds of its actions, on CPU in float32."""
+
+    obs_mean: Tensor
+    obs_std: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, actor: nn.Module, **tensors: Any) -> None:
+        super().__init__()
+        self.actor = copy.deepcopy(actor).to("cpu", torch.float32)
+        for name, values in tensors.items():
+            values = torch.as_tensor(values).detach().to("cpu", torch.float32).reshape(-1)
+            self.register_buffer(name, values.clone())
+        self.eval().requires_grad_(False)
+
+
+class DeterministicPolicy(_Exported):
     """Observations as the environment gives them to the actor's best actions, within the environment's bounds.
 
     Args:
@@ -40,21 +57,10 @@ class DeterministicPolicy(nn.Module):
         low, high: (act_dim,), the bounds of the environment's actions.
     """
 
-    obs_mean: Tensor
-    obs_std: Tensor
-    low: Tensor
-    high: Tensor
-
     def __init__(
         self, actor: TanhGaussianActor, obs_mean: Tensor, obs_std: Tensor, low: np.ndarray, high: np.ndarray
     ) -> None:
-        super().__init__()
-        self.actor = copy.deepcopy(actor).to("cpu", torch.float32)
-        tensors = {"obs_mean": obs_mean, "obs_std": obs_std, "low": low, "high": high}
-        for name, values in tensors.items():
-            values = torch.as_tensor(values).detach().to("cpu", torch.float32).reshape(-1)
-            self.register_buffer(name, values.clone())
-        self.eval().requires_grad_(False)
+        super().__init__(actor, obs_mean=obs_mean, obs_std=obs_std, low=low, high=high)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Observations (B, obs_dim) float32 -> actions (B, act_dim) float32."""
@@ -64,7 +70,7 @@ class DeterministicPolicy(nn.Module):
         return torch.maximum(torch.minimum(actions, self.high), self.low)
 
 
-class DiscretePolicy(nn.Module):
+class DiscretePolicy(_Exported):
     """Observations as the environment gives them to the likeliest of its Discrete actions.
 
     Args:
@@ -74,22 +80,12 @@ class DiscretePolicy(nn.Module):
         num_actions: how many there are.
     """
 
-    obs_mean: Tensor
-    obs_std: Tensor
-    low: Tensor
-    high: Tensor
-
     def __init__(
         self, actor: CategoricalActor, obs_mean: Tensor, obs_std: Tensor, start: int, num_actions: int
     ) -> None:
-        super().__init__()
-        self.actor = copy.deepcopy(actor).to("cpu", torch.float32)
+        bounds = {"low": [start], "high": [start + num_actions - 1]}
+        super().__init__(actor, obs_mean=obs_mean, obs_std=obs_std, **bounds)
         self.start = start
-        tensors = {"obs_mean": obs_mean, "obs_std": obs_std, "low": [start], "high": [start + num_actions - 1]}
-        for name, values in tensors.items():
-            values = torch.as_tensor(values).detach().to("cpu", torch.float32).reshape(-1)
-            self.register_buffer(name, values.clone())
-        self.eval().requires_grad_(False)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Observations (B, obs_dim) float32 -> actions (B, 1) int64."""

@@ -77,7 +77,34 @@ def _log_prob(noise: Tensor, log_std: Tensor, pre_tanh: Tensor) -> Tensor:
     return terms.sum(-1) - log_std.sum(-1) - constant
 
 
-class TanhGaussianActor(nn.Module):
+class MLP(nn.Module):
+    """Linear layers with an activation between them: what actors and value networks are made of.
+
+    Args:
+        sizes: of input, hidden layers and output.
+        activation: a name in `ACTIVATIONS`.
+        orthogonal_init: orthogonal weights and zero biases, the last layer near zero; else torch's default.
+    """
+
+    def __init__(self, sizes: Sequence[int], activation: str, orthogonal_init: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
+        self.activation = ACTIVATIONS[activation]
+        if orthogonal_init:
+            for index, layer in enumerate(self.layers):
+                assert isinstance(layer, nn.Linear)
+                nn.init.orthogonal_(layer.weight, OUTPUT_GAIN if index == len(self.layers) - 1 else HIDDEN_GAIN)
+                nn.init.zeros_(layer.bias)
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """Inputs (B, in) -> outputs (B, out), nothing after the last layer."""
+        hidden = inputs
+        for layer in self.layers[:-1]:
+            hidden = self.activation(layer(hidden))
+        return self.layers[-1](hidden)
+
+
+class TanhGaussianActor(MLP):
     """MLP(s) -> mean and raw log-std; log_std = clip(multiplier * raw + offset, -20, 2).
 
     The multiplier and the offset are two trained scalars, as in the reference implementation.
@@ -91,26 +118,18 @@ class TanhGaussianActor(nn.Module):
         activation: str = "relu",
         orthogonal_init: bool = True,
     ) -> None:
-        super().__init__()
-        sizes = [obs_dim, *hiddens, 2 * act_dim]
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
+        super().__init__([obs_dim, *hiddens, 2 * act_dim], activation, orthogonal_init)
         self.log_std_multiplier = nn.Parameter(torch.tensor(1.0))
         self.log_std_offset = nn.Parameter(torch.tensor(-1.0))
-        self.activation = ACTIVATIONS[activation]
-        if orthogonal_init:
-            _orthogonal(self.layers)
 
     def forward(self, observations: Tensor) -> TanhGaussian:
         """Observations (B, obs_dim) -> the policy's distribution over (B, act_dim)."""
-        hidden = observations
-        for layer in self.layers[:-1]:
-            hidden = self.activation(layer(hidden))
-        mean, raw = self.layers[-1](hidden).chunk(2, dim=-1)
+        mean, raw = self.outputs(observations).chunk(2, dim=-1)
         log_std = (self.log_std_multiplier * raw + self.log_std_offset).clamp(LOG_STD_MIN, LOG_STD_MAX)
         return TanhGaussian(mean, log_std)
 
 
-class ValueNetwork(nn.Module):
+class ValueNetwork(MLP):
     """MLP(s) -> V(s), built as a critic is."""
 
     def __init__(
@@ -120,27 +139,11 @@ class ValueNetwork(nn.Module):
         activation: str = "relu",
         orthogonal_init: bool = True,
     ) -> None:
-        super().__init__()
-        sizes = [obs_dim, *hiddens, 1]
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
-        self.activation = ACTIVATIONS[activation]
-        if orthogonal_init:
-            _orthogonal(self.layers)
+        super().__init__([obs_dim, *hiddens, 1], activation, orthogonal_init)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Observations (B, obs_dim) -> values (B,)."""
-        hidden = observations
-        for layer in self.layers[:-1]:
-            hidden = self.activation(layer(hidden))
-        return self.layers[-1](hidden).squeeze(-1)
-
-
-def _orthogonal(layers: nn.ModuleList) -> None:
-    """Orthogonal weights and zero biases; the last layer starts near zero."""
-    for index, layer in enumerate(layers):
-        assert isinstance(layer, nn.Linear)
-        nn.init.orthogonal_(layer.weight, OUTPUT_GAIN if index == len(layers) - 1 else HIDDEN_GAIN)
-        nn.init.zeros_(layer.bias)
+        return self.outputs(observations).squeeze(-1)
 
 
 class CriticEnsemble(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rllib_calql.core.networks import ACTIVATIONS
+from rllib_calql.core.losses import expectile_loss
+from rllib_calql.core.networks import ACTIVATIONS, ValueNetwork
 from rllib_calql.data import DatasetError, Mixture, Transitions
 from rllib_calql.data.returns import all_failure
 
@@ -61,7 +61,7 @@ def _counts(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-class ValueNetwork(nn.Module):
+class ScaledValueNetwork(ValueNetwork):
     """MLP(s) -> V(s) on raw observations (B, obs_dim) and values (B,), both normalised inside."""
 
     obs_mean: Tensor
@@ -70,19 +70,14 @@ class ValueNetwork(nn.Module):
     std: Tensor
 
     def __init__(self, obs_dim: int, hiddens: Sequence[int], activation: str) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise([obs_dim, *hiddens, 1]))
-        self.activation = ACTIVATIONS[activation]
+        super().__init__(obs_dim, hiddens, activation, orthogonal_init=False)
         for name, shape in (("obs_mean", (obs_dim,)), ("mean", ())):
             self.register_buffer(name, torch.zeros(shape))
         for name, shape in (("obs_std", (obs_dim,)), ("std", ())):
             self.register_buffer(name, torch.ones(shape))
 
     def forward(self, observations: Tensor) -> Tensor:
-        hidden = (observations - self.obs_mean) / self.obs_std
-        for layer in self.layers[:-1]:
-            hidden = self.activation(layer(hidden))
-        return self.layers[-1](hidden).squeeze(-1) * self.std + self.mean
+        return super().forward((observations - self.obs_mean) / self.obs_std) * self.std + self.mean
 
     @torch.no_grad()
     def rescale(self, mean: Tensor, std: Tensor) -> None:
@@ -103,7 +98,7 @@ class ReferenceValue:
     `reference_above_return`, the share of rows whose value is above their return-to-go.
     """
 
-    def __init__(self, network: ValueNetwork, figures: Mapping[str, float]) -> None:
+    def __init__(self, network: ScaledValueNetwork, figures: Mapping[str, float]) -> None:
         self.network, self.figures = network.requires_grad_(False), dict(figures)
 
     def __call__(self, observations: np.ndarray) -> np.ndarray:
@@ -130,7 +125,7 @@ class ReferenceValue:
                 parts[kind][rest] = array
         weights = {name: torch.from_numpy(np.array(array)) for name, array in parts["network"].items()}
         widths = [len(tensor) for name, tensor in weights.items() if name.endswith("bias")]
-        network = ValueNetwork(len(weights["obs_mean"]), widths[:-1], str(state["activation"]))
+        network = ScaledValueNetwork(len(weights["obs_mean"]), widths[:-1], str(state["activation"]))
         network.load_state_dict(weights)
         return cls(network, {name: float(value) for name, value in parts["figures"].items()})
 
@@ -242,7 +237,7 @@ def fit_reference(
     training, validation = _Rows(parts, fitted, shares), _Rows(parts, held_out, shares)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator.integers(2**31)))
-        network = ValueNetwork(obs_dim, config.fcnet_hiddens, config.fcnet_activation)
+        network = ScaledValueNetwork(obs_dim, config.fcnet_hiddens, config.fcnet_activation)
     best, num_updates = _fitted(network, training, validation, config, bootstrap, generator)
     value = ReferenceValue(best, {})
     sample = validation.draw(generator, SAMPLE)
@@ -261,13 +256,13 @@ def fit_reference(
 
 
 def _fitted(
-    network: ValueNetwork,
+    network: ScaledValueNetwork,
     training: _Rows,
     validation: _Rows,
     config: ReferenceConfig,
     bootstrap: bool,
     generator: np.random.Generator,
-) -> tuple[ValueNetwork, int]:
+) -> tuple[ScaledValueNetwork, int]:
     """The network with the lowest validation loss, and the number of updates it took."""
     of_all, held_out = training.draw(generator, SAMPLE), validation.draw(generator, SAMPLE)
     network.obs_mean.copy_(of_all.observations.mean(0))
@@ -301,17 +296,15 @@ def _fitted(
 
 
 @torch.no_grad()
-def _targets(network: ValueNetwork, sample: _Sample, bootstrap: bool) -> Tensor:
+def _targets(network: ScaledValueNetwork, sample: _Sample, bootstrap: bool) -> Tensor:
     if not bootstrap:
         return sample.returns
     return sample.returns + sample.discounts * network(sample.final_observations)
 
 
-def _loss(network: ValueNetwork, sample: _Sample, targets: Tensor, expectile: float) -> Tensor:
-    """Mean of |expectile - 1[target < V]| (target - V)^2, doubled: the squared error at 0.5."""
-    difference = targets - network(sample.observations)
-    weight = torch.where(difference < 0.0, 2.0 * (1.0 - expectile), 2.0 * expectile)
-    return (weight * difference.square()).mean()
+def _loss(network: ScaledValueNetwork, sample: _Sample, targets: Tensor, expectile: float) -> Tensor:
+    """The expectile loss of target - V, doubled: the squared error at 0.5."""
+    return 2.0 * expectile_loss(targets - network(sample.observations), expectile)
 
 
 def _scale(std: Tensor) -> Tensor:
