@@ -59,10 +59,13 @@ class Noise:
 
 
 def memory() -> dict[str, int]:
-    """Bytes of this process: its own, and of mapped files (page cache)."""
+    """Bytes of this process: its own, the most that these have been, and of mapped files (page cache)."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    values = dict(line.split(":", 1) for line in lines)
-    return {name: int(values[key].split()[0]) * 1024 for name, key in (("own", "RssAnon"), ("files", "RssFile"))}
+    values = {
+        name: int(text.split()[0]) * 1024 for name, text in (line.split(":") for line in lines if "kB" in line)
+    }
+    own, files = values["RssAnon"], values["RssFile"]
+    return {"own": own, "peak_own": own + values["VmHWM"] - values["VmRSS"], "files": files}
 
 
 def seconds(function: Callable[[], Any]) -> float:
