@@ -22,18 +22,19 @@ class AWACUpdate(CalQLUpdate):
     def actor_losses(
         self, observations: Tensor, policy: TanhGaussian, data_actions: Tensor, noise: Noise
     ) -> ActorValues:
-        """The weighted log-likelihood of the logged actions."""
-        current = TanhGaussian(policy.mean.detach(), policy.log_std.detach())
+        """The weighted log-likelihood of logged actions: by Q(s, a) - Q(s, a') of one policy action a'."""
         with torch.no_grad():
-            weights = self.weights_of(observations, current, data_actions, noise)
-        loss = losses.weighted_regression_loss(policy.log_prob(data_actions), weights)
-        return ActorValues(loss, None, current.sample(noise.actor)[1])
+            actions = torch.stack([data_actions, policy.sample(noise.actor)[0]], dim=1)
+            q_data, q_policy = self.critic_passes.values(observations, actions).amin(0).unbind(-1)
+            weights = losses.batch_softmax_weights(q_data - q_policy, self.config.beta)
+        return self.cloning(policy, data_actions, weights, noise)
 
-    def weights_of(self, observations: Tensor, policy: TanhGaussian, data_actions: Tensor, noise: Noise) -> Tensor:
-        """The weights of the logged actions, (B,): from Q(s, a) - Q(s, a') of one action a' of the policy."""
-        actions = torch.stack([data_actions, policy.sample(noise.actor)[0]], dim=1)
-        q_data, q_policy = self.critic_passes.values(observations, actions).amin(0).unbind(-1)
-        return losses.batch_softmax_weights(q_data - q_policy, self.config.beta)
+    @staticmethod
+    def cloning(policy: TanhGaussian, data_actions: Tensor, weights: Tensor, noise: Noise) -> ActorValues:
+        """The actor's loss with the weights (B,) of the logged actions."""
+        loss = losses.weighted_regression_loss(policy.log_prob(data_actions), weights)
+        with torch.no_grad():
+            return ActorValues(loss, None, policy.sample(noise.actor)[1])
 
     def figures(self, batch: Batch, actor: ActorValues, critic: CriticValues) -> dict[str, Tensor]:
         """See `Update.figures`."""
@@ -59,29 +60,22 @@ class IQLUpdate(AWACUpdate):
         ).to(self.device, self.dtype)
         return [*groups, {"params": list(self.value.parameters()), "lr": config.critic_lr}]
 
-    def gradients(self, batch: Batch, noise: Noise) -> tuple[Any, ...]:
-        """See `Update.gradients`; the value's too."""
-        self.target_passes.refresh()
-        observations = self.features(batch["observations"]).detach()
+    def actor_losses(
+        self, observations: Tensor, policy: TanhGaussian, data_actions: Tensor, noise: Noise
+    ) -> ActorValues:
+        """The weighted log-likelihood of logged actions, by Q(s, a) - V(s), which makes V's `.grad` too."""
+        q = self.target_passes.values(observations, data_actions.unsqueeze(1)).amin(0).squeeze(-1)
         values = self.value(observations)
-        differences = self._target_q(observations, batch["actions"]) - values
-        value_loss = losses.expectile_loss(differences, self.config.expectile)
+        value_loss = losses.expectile_loss(q - values, self.config.expectile)
         self.backward(value_loss, list(self.value.parameters()))
-        return *super().gradients(batch, noise), values.detach(), value_loss.detach()
-
-    def weights_of(self, observations: Tensor, policy: TanhGaussian, data_actions: Tensor, noise: Noise) -> Tensor:
-        """The weights of the logged actions, (B,): from Q(s, a) - V(s)."""
-        advantages = self._target_q(observations, data_actions) - self.value(observations)
-        return losses.clipped_exponential_weights(advantages, self.config.beta)
+        weights = losses.clipped_exponential_weights((q - values).detach(), self.config.beta)
+        figures = {"value_loss": value_loss.detach(), "value_mean": values.detach().mean()}
+        return self.cloning(policy, data_actions, weights, noise)._replace(further=figures)
 
     def next_state_value(self, next_observations: Tensor, next_policy: TanhGaussian, noise: Noise) -> Tensor:
         """V(s'), (B,): no action is sampled."""
         return self.value(next_observations)
 
-    def _target_q(self, observations: Tensor, actions: Tensor) -> Tensor:
-        return self.target_passes.values(observations, actions.unsqueeze(1)).amin(0).squeeze(-1)
-
-    def figures(self, batch: Batch, *values: Any) -> dict[str, Tensor]:
+    def figures(self, batch: Batch, actor: ActorValues, critic: CriticValues) -> dict[str, Tensor]:
         """See `Update.figures`."""
-        actor, critic, value, value_loss = values
-        return {**super().figures(batch, actor, critic), "value_loss": value_loss, "value_mean": value.mean()}
+        return {**super().figures(batch, actor, critic), **actor.further}

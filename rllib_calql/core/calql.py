@@ -49,6 +49,7 @@ class ActorValues(NamedTuple):
     actor_loss: Tensor  # scalar
     temperature_loss: Tensor | None  # scalar
     log_probs: Tensor  # (B,)
+    further: Mapping[str, Tensor] = {}  # figures of a variant's own
 
 
 class CalQLUpdate(Update):
