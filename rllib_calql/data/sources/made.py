@@ -1,4 +1,4 @@
-"""Datasets that are made on first use and kept in a file."""
+"""Datasets that are made on first use, by playing a recipe, and kept in a file."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import hashlib
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,43 @@ from rllib_calql.data.transitions import Transitions
 
 # What the file holds.
 _COLUMNS = ("observations", "actions", "rewards", "terminated", "truncated", "final_observations")
+
+Recipe = TypeVar("Recipe")
+
+
+def recipe_of(scheme: str, name: str, recipes: Mapping[str, Recipe]) -> Recipe:
+    """The recipe of `scheme://name` (DatasetError: there is none)."""
+    if name not in recipes:
+        raise DatasetError(f"unknown dataset {scheme}://{name}; there are {', '.join(recipes)}")
+    return recipes[name]
+
+
+def played(
+    env_id: str,
+    env_arguments: Mapping[str, Any],
+    num_rows: int,
+    seed: int,
+    play: Callable[[Any, np.random.Generator], Transitions],
+) -> Transitions:
+    """Whole episodes of a registered environment, until there are at least `num_rows` rows.
+
+    Args:
+        seed: of the environment and of the generator.
+        play: plays one episode in the environment, by the generator.
+    """
+    import gymnasium as gym
+
+    from rllib_calql.envs import register
+
+    register()
+    rng = np.random.default_rng(seed)
+    env = gym.make(env_id, **env_arguments)
+    env.reset(seed=seed)
+    episodes: list[Transitions] = []
+    while sum(map(len, episodes)) < num_rows:
+        episodes.append(play(env, rng))
+    env.close()
+    return Transitions.concatenate(episodes)
 
 
 def made_once(

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import tree
 
-from rllib_calql.data.errors import DatasetError
-from rllib_calql.data.sources.made import made_once, made_path
+from rllib_calql.data.sources.made import made_once, made_path, played, recipe_of
 from rllib_calql.data.storage import open_folder
 from rllib_calql.data.storage_writer import write_dataset
 from rllib_calql.data.transitions import Transitions
@@ -111,9 +110,7 @@ def open(name: str, *, cache_dir: str | Path | None = None) -> Transitions:
         DatasetError: there is no such recipe, or the cached file is damaged.
         ImportError: gymnasium-robotics is missing (extra `robotics`).
     """
-    if name not in RECIPES:
-        raise DatasetError(f"unknown dataset pointmaze://{name}; there are {', '.join(RECIPES)}")
-    recipe = RECIPES[name]
+    recipe = recipe_of("pointmaze", name, RECIPES)
     if "Visual" in recipe.env_id:
         path = made_path(f"pointmaze-{name}", recipe, cache_dir)
         return open_folder(path) if path.exists() else write_dataset(generate(recipe), path, observations="keep")
@@ -122,21 +119,12 @@ def open(name: str, *, cache_dir: str | Path | None = None) -> Transitions:
 
 def generate(recipe: Recipe) -> Transitions:
     """Walks whole episodes until there are at least `num_rows` rows."""
-    import gymnasium as gym
-
-    from rllib_calql.envs import register
-
-    register()
-    rng = np.random.default_rng(recipe.seed)
-    env = gym.make(recipe.env_id, **recipe.env)
-    env.reset(seed=recipe.seed)
     shares = np.array([walker.share for walker in recipe.walkers])
-    episodes: list[Transitions] = []
-    while sum(map(len, episodes)) < recipe.num_rows:
-        walker = recipe.walkers[rng.choice(len(shares), p=shares / shares.sum())]
-        episodes.append(_walk(env, walker, rng))
-    env.close()
-    return Transitions.concatenate(episodes)
+
+    def walk(env: Any, rng: np.random.Generator) -> Transitions:
+        return _walk(env, recipe.walkers[rng.choice(len(shares), p=shares / shares.sum())], rng)
+
+    return played(recipe.env_id, recipe.env, recipe.num_rows, recipe.seed, walk)
 
 
 def _walk(env: Any, walker: Walker, rng: np.random.Generator) -> Transitions:

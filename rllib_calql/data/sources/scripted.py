@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rllib_calql.data.errors import DatasetError
-from rllib_calql.data.sources.made import made_once
+from rllib_calql.data.sources.made import made_once, played, recipe_of
 from rllib_calql.data.transitions import Transitions
 
 Controller = Callable[[Any, np.ndarray], int]  # environment and observation to action
@@ -58,28 +57,19 @@ def open(name: str, *, cache_dir: str | Path | None = None) -> Transitions:
         DatasetError: there is no such recipe, or the cached file is damaged.
         ImportError: minigrid is missing (extra `minigrid`).
     """
-    if name not in RECIPES:
-        raise DatasetError(f"unknown dataset scripted://{name}; there are {', '.join(RECIPES)}")
-    recipe = RECIPES[name]
+    recipe = recipe_of("scripted", name, RECIPES)
     return made_once(f"scripted-{name}", recipe, lambda: generate(recipe), cache_dir)
 
 
 def generate(recipe: Recipe) -> Transitions:
     """Plays whole episodes until there are at least `num_rows` rows."""
-    import gymnasium as gym
-
-    from rllib_calql.envs import register
-
-    register()
     module, _, function = recipe.controller.partition(":")
     controller: Controller = getattr(import_module(f"rllib_calql.{module}"), function)
-    rng = np.random.default_rng(recipe.seed)
-    env = gym.make(recipe.env_id, **recipe.env)
-    episodes: list[Transitions] = []
-    while sum(map(len, episodes)) < recipe.num_rows:
-        episodes.append(_play(env, controller, float(rng.choice(recipe.noise)), rng))
-    env.close()
-    return Transitions.concatenate(episodes)
+
+    def play(env: Any, rng: np.random.Generator) -> Transitions:
+        return _play(env, controller, float(rng.choice(recipe.noise)), rng)
+
+    return played(recipe.env_id, recipe.env, recipe.num_rows, recipe.seed, play)
 
 
 def _play(env: Any, controller: Controller, noise: float, rng: np.random.Generator) -> Transitions:
