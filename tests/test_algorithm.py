@@ -12,7 +12,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from ray import tune
 from ray.rllib.algorithms.cql import CQL, CQLConfig, CQLTorchPolicy
 from ray.tune.registry import get_trainable_cls
 
@@ -119,26 +118,6 @@ def test_online_rows_are_what_the_environment_gave(pendulum_data: Transitions, n
     env.state = np.array([np.arctan2(sin, cos), speed])
     observation, *_ = env.step(rows.actions[10] * 2.0)
     np.testing.assert_allclose(observation, rows.observations[11], atol=1e-4)
-    algo.stop()
-
-
-@BOTH_STACKS
-def test_remote_runners_sample_with_the_learned_actor(pendulum_data: Transitions, new_stack: bool) -> None:
-    algo = small_config(pendulum_data, 2, new_stack, num_offline_updates=10).build_algo()
-    algo.train()
-    online = algo.train()["calql"]
-    assert online["num_online_episodes"] == 2
-    assert online["num_online_env_steps"] == 50 * 2
-    learned = algo.stack.weights()
-    algo.train()
-    for weights in algo.env_runner_group.foreach_env_runner(
-        lambda runner: runner.module.get_state() if new_stack else runner.get_weights()["default_policy"],
-        local_env_runner=False,
-    ):
-        names = [name for name in weights if name.startswith("actor.")]
-        assert names
-        for name in names:
-            np.testing.assert_array_equal(weights[name], learned[name])
     algo.stop()
 
 
@@ -286,20 +265,6 @@ def test_the_class_is_known_by_name_and_is_a_cql() -> None:
     assert issubclass(CalQL, CQL)
     assert issubclass(CalQLTorchPolicy, CQLTorchPolicy)
     assert isinstance(CalQL.get_default_config(), CQLConfig)
-
-
-def test_tuner_runs_it_by_name(pendulum_data: Transitions, tmp_path: Path) -> None:
-    config = small_config(pendulum_data, 0, num_online_env_steps=50)
-    config.training(actor_lr=tune.grid_search([1e-4, 1e-3]))
-    tuner = tune.Tuner(
-        "CalQL", param_space=config, run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0)
-    )
-    results = tuner.fit()
-    assert len(results) == 2
-    assert results.num_errors == 0
-    for result in results:
-        assert result.metrics["calql"]["num_online_env_steps"] == 50
-    assert {result.config["actor_lr"] for result in results} == {1e-4, 1e-3}
 
 
 def test_input_reader_feeds_plain_rllib() -> None:

@@ -1,4 +1,4 @@
-"""A run that is stopped and restored goes on exactly as one that was not."""
+"""A run that is stopped and restored goes on exactly as one that was not; remote runners act as it has learned."""
 
 from __future__ import annotations
 
@@ -63,8 +63,19 @@ def test_restored_run_goes_on_bit_equal(
     for _ in range(stop_after):
         whole.train()
     whole.save(str(tmp_path))
-    expected = [whole.train() for _ in range(3)]
+    expected = [whole.train() for _ in range(2)]
+    learned = whole.stack.weights()
+    expected.append(whole.train())
     expected_weights = whole.stack.weights()
+    if num_env_runners:
+        (acting,) = whole.env_runner_group.foreach_env_runner(
+            lambda runner: runner.module.get_state() if new_stack else runner.get_weights()["default_policy"],
+            local_env_runner=False,
+        )
+        actor = [name for name in acting if name.startswith("actor.")]
+        assert actor
+        for name in actor:
+            np.testing.assert_array_equal(acting[name], learned[name], err_msg=name)
     whole.stop()
 
     restored = CalQL.from_checkpoint(str(tmp_path), input_=pendulum_data)

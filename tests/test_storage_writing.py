@@ -19,6 +19,7 @@ from tests.test_storage import same, small
 # Writes chunks for ever, and says when the first are on the disk.
 ENDLESS = """
 import sys
+sys.argv[0] = "calql"  # which does without Ray
 import numpy as np
 from rllib_calql.data import Metadata, Rows
 from rllib_calql.data import write_dataset
@@ -102,7 +103,8 @@ def test_no_room_is_found_before_writing(tmp_path: Path, monkeypatch: pytest.Mon
 def test_memory_stays_bounded(tmp_path: Path) -> None:
     """60 MB are written; what grows are mapped pages of the result, looked at for its fingerprint."""
     code = f"""
-import resource
+import resource, sys
+sys.argv[0] = "calql"  # which does without Ray
 from pathlib import Path
 from tests.test_storage_writing import Zeros
 from rllib_calql.data import write_dataset

@@ -166,6 +166,7 @@ def test_trials_on_one_machine_share_one_mapped_dataset(tmp_path: Path) -> None:
     run_config = tune.RunConfig(storage_path=str(tmp_path / "results"), verbose=0)
     results = tune.Tuner("CalQL", param_space=config, run_config=run_config).fit()
     assert results.num_errors == 0
+    assert {result.config["actor_lr"] for result in results} == {1e-4, 1e-3}
     memories = [result.metrics["memory"] for result in results]
     assert len(memories) == 2
     assert all(memory["Rss"] > 0.9 * size for memory in memories)

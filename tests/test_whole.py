@@ -14,6 +14,7 @@ from rllib_calql.data.whole import MANIFEST, CheckpointError, check_whole, whole
 # their n-th operation on files; the parent then expects one of the two, whole.
 KILLER = """
 import os, resource, signal, sys
+sys.argv[0] = "calql"  # which does without Ray
 from pathlib import Path
 from rllib_calql.data import EpisodeStore
 from rllib_calql.data import replay_files

@@ -207,6 +207,7 @@ def left(folder: Path) -> list[str]:
 
 COMMAND = """
 import sys
+sys.argv = ["calql", "data", "convert", "endless", sys.argv[1]]
 from rllib_calql.cli import calql, data_convert
 from tests.test_writers import Endless
 data_convert.open_source = lambda uri: Endless(1_000_000)
@@ -214,7 +215,6 @@ write = data_convert.write_to
 def said(*args, progress, **kwargs):
     write(*args, progress=lambda rows: (progress(rows), print(rows, flush=True)), **kwargs)
 data_convert.write_to = said
-sys.argv = ["calql", "data", "convert", "endless", sys.argv[1]]
 calql.main()
 """
 
