@@ -221,8 +221,13 @@ def main() -> None:
             print(f"  {row['size']:36}" + "".join(f"{figure:10.3f}" for figure in figures), flush=True)
     if options.json:
         command = shlex.join(["python", "-m", "benchmarks.scaling", *sys.argv[1:]])
-        document = {"command": command, "threads": options.threads, "series": found}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        document = {
+            "command": command,
+            "threads": options.threads,
+            "torch": torch.__version__,
+            "ray": ray.__version__,
+        }
+        options.json.write_text(json.dumps({**document, "series": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

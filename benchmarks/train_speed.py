@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000, help="offline rows")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--updates", type=int, default=100, help="of an offline iteration")
+    parser.add_argument("--updates", type=int, default=300, help="of an offline iteration")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cpu-time", action="store_true", help="count CPU time: on a machine that is not idle")
     parser.add_argument("--json", type=Path, help="where the figures go")
@@ -173,8 +173,13 @@ def main() -> None:
         print(f"{name:56}{share:10.3f}")
     if options.json:
         command = shlex.join(["python", "-m", "benchmarks.train_speed", *sys.argv[1:]])
-        document = {"command": command, "milliseconds": found, "shares": shares}
-        options.json.write_text(json.dumps(document, indent=1))
+        document = {
+            "command": command,
+            "threads": options.threads,
+            "torch": torch.__version__,
+            "ray": ray.__version__,
+        }
+        options.json.write_text(json.dumps({**document, "milliseconds": found, "shares": shares}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
