@@ -56,7 +56,8 @@ class Job(NamedTuple):
 def take_turns(makers: Mapping[str, Callable[[], Job]], rounds: int) -> list[Row]:
     """A row per size: medians of milliseconds per unit of work, and megabytes after the last round."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.train_speed"])  # Ray and torch
+    # Ray, RLlib and torch, with what its optimisers import when the first is made
+    context.set_forkserver_preload(["benchmarks.train_speed", "torch._dynamo"])
     answers: dict[str, list[Row]] = {name: [] for name in makers}
     pipes: dict[str, Connection] = {}
     processes = []
@@ -147,12 +148,18 @@ def actions(rounds: int) -> list[Row]:
 
 
 def draw_job(folder: Path) -> Job:
-    """A thousand batches from a dataset on disk."""
+    """Batches from a dataset on disk."""
     rows = Preparation()(open_dataset(folder))
     replay = MixedReplay(rows, 1000, 1.0, 0, OBS_DIM, ACT_DIM)
     for column in (rows.observations, rows.actions):
         column.max()  # reads it through
-    return Job(lambda: [replay.sample(BATCH, online=False) for _ in range(1000)], units=1000)
+    units = 1000
+
+    def draw() -> None:
+        for _ in range(units):
+            replay.sample(BATCH, online=False)
+
+    return Job(draw, units)
 
 
 def dataset(rounds: int) -> list[Row]:
