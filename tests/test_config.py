@@ -10,20 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from ray import tune
 from ray.rllib.algorithms.cql import CQLConfig
 from ray.tune.search.variant_generator import generate_variants
 
 from rllib_calql import CalQL, CalQLConfig
 from rllib_calql.checks import NEW_STACK_REFUSES, POLICY_STACK_REFUSES, SUPERSEDED
-from rllib_calql.cli import experiments
-from rllib_calql.cli.options import TrainFileOptions
 from rllib_calql.core import UpdateConfig
 from rllib_calql.data import Transitions
-from rllib_calql.presets import PRESETS
-
-TUNED_CONFIGS = sorted((Path(__file__).parents[1] / "tuned_configs").glob("*.yaml"))
 
 
 def online_config() -> CalQLConfig:
@@ -336,7 +330,7 @@ def test_evaluation_may_explore_where_asked_and_refuses_unknown_settings() -> No
         online_config().evaluation(evaluation_config={"exploer": True}).get_evaluation_config_object()
 
 
-# ---- Tune and YAML
+# ---- Tune and the documentation
 
 
 @pytest.mark.parametrize("way", ["method", "dict"])
@@ -381,52 +375,6 @@ def test_notes_of_tune_are_no_settings() -> None:
     config = online_config().update_from_dict({"__trial_info__": object(), "__stdout_file__": "out"})
     config.validate()
     assert not [name for name in vars(config) if name.startswith("__")]
-
-
-@pytest.mark.parametrize("path", TUNED_CONFIGS or [None], ids=lambda path: path.name if path else "none")
-def test_tuned_configs_validate(path: Path | None) -> None:
-    if path is None:
-        pytest.skip("no tuned configs yet")
-    specs = experiments.from_file(TrainFileOptions(config_file=str(path)))
-    assert specs
-    for name, spec in specs.items():
-        assert spec["run"] == "CalQL"
-        if "env" not in spec["config"]:  # what tasks have in common
-            continue
-        for variant in experiments.variants(name, spec):
-            assert isinstance(variant.config, CalQLConfig)
-            assert variant.config.input_ != "sampler"
-
-
-def test_every_preset_has_a_file_for_antmaze() -> None:
-    texts = [path.read_text() for path in TUNED_CONFIGS if "extends: calql-antmaze.yaml" in path.read_text()]
-    presets = {line.split(":")[1].strip() for text in texts for line in text.splitlines() if "preset:" in line}
-    assert presets | {"cal-ql"} == PRESETS.keys()
-
-
-def test_antmaze_settings_are_the_papers() -> None:
-    path = Path(__file__).parents[1] / "tuned_configs" / "calql-antmaze.yaml"
-    if not path.exists():
-        pytest.skip("no AntMaze config yet")
-    (experiment,) = yaml.safe_load(path.read_text()).values()
-    assert experiment["env"] == "rllib_calql/AntMaze-Medium-v2"
-    config = CalQLConfig().update_from_dict(experiment["config"])
-    expected = {
-        "input_": "d4rl://antmaze-medium-diverse-v2",
-        "min_q_weight": 5.0,
-        "lagrangian": True,
-        "lagrangian_thresh": 0.8,
-        "reward_scale": 10.0,
-        "reward_bias": -5.0,
-        "sparse_failure_reward": 0.0,
-        "num_offline_updates": 1_000_000,
-        "num_online_env_steps": 1_000_000,
-        "mixing_ratio": 0.5,
-        "max_target_backup": True,
-    }
-    assert {name: getattr(config, name) for name in expected} == expected
-    assert config.policy_model_config == {"fcnet_hiddens": [256] * 2, "fcnet_activation": "relu"}
-    assert config.q_model_config == {"fcnet_hiddens": [256] * 4, "fcnet_activation": "relu"}
 
 
 def test_every_setting_and_every_refusal_is_documented() -> None:

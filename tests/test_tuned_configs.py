@@ -17,6 +17,7 @@ from rllib_calql.cli.experiments import load_file
 from rllib_calql.cli.rllib import app
 from rllib_calql.data.sources.d4rl_tasks import TASKS
 from rllib_calql.envs import register
+from rllib_calql.presets import PRESETS
 from tests.test_trajectories import as_npy
 
 register()
@@ -118,6 +119,7 @@ ANTMAZE = {
     "min_q_weight": 5.0,
     "lagrangian": True,
     "lagrangian_thresh": 0.8,
+    "max_target_backup": True,
     "mixing_ratio": 0.5,
     "sparse_failure_reward": 0.0,
     "reward_scale": 10.0,
@@ -168,6 +170,7 @@ def maze(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
+        ("antmaze", maze("Medium") | {"input_": "d4rl://antmaze-medium-diverse-v2"}),
         ("antmaze-umaze", maze("UMaze") | {"input_": "d4rl://antmaze-umaze-v2"}),
         ("antmaze-umaze-diverse", maze("UMaze") | {"input_": "d4rl://antmaze-umaze-diverse-v2"}),
         ("antmaze-medium-play", maze("Medium") | {"input_": "d4rl://antmaze-medium-play-v2"}),
@@ -187,3 +190,10 @@ def maze(name: str) -> dict[str, Any]:
 def test_the_papers_numbers(name: str, expected: dict[str, Any]) -> None:
     config = experiment(f"calql-{name}")["config"]
     assert {key: config[key] for key in expected} == expected
+
+
+def test_every_preset_has_a_file_for_antmaze() -> None:
+    texts = [path.read_text() for path in FOLDER.glob("*.yaml")]
+    texts = [text for text in texts if "extends: calql-antmaze.yaml" in text]
+    presets = {line.split(":")[1].strip() for text in texts for line in text.splitlines() if "preset:" in line}
+    assert presets | {"cal-ql"} == PRESETS.keys()
