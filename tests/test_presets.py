@@ -79,6 +79,13 @@ def test_a_preset_is_laid_over_the_task_and_under_what_is_set_beside_it(tmp_path
         experiment(tmp_path, "preset=cq")
 
 
+def test_the_command_lines_preset_counts_after_the_file_and_before_other_options() -> None:
+    spec = {"run": "CalQL", "config": {"preset": "cql-sac", "calibrate": True}}
+    options = TrainOptions(preset="cql", config="{mixing_ratio: 0.1}", set_=["tau=0.1"])
+    config = override("x", spec, options)["config"]
+    assert list(config.items()) == [("calibrate", True), ("preset", "cql"), ("mixing_ratio", 0.1), ("tau", 0.1)]
+
+
 def test_presets_may_be_compared_in_one_experiment(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(yaml.safe_dump({"task": TASK}))
     ((name, spec),) = load_file(str(tmp_path / "task.yaml")).items()

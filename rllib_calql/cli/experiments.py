@@ -216,7 +216,8 @@ def override(name: str, spec: Spec, options: TrainOptions) -> Spec:
     spec = {key: value for key, value in spec.items() if value is not None}
     if "run" not in spec:
         raise UserError(f"experiment {name!r}: `run`, the name of the algorithm, is missing")
-    changes = _one_name_each(parse_mapping(options.config, "--config"))
+    changes = {PRESET: options.preset} if options.preset is not None else {}
+    changes |= _one_name_each(parse_mapping(options.config, "--config"))
     for setting in options.set_ or []:
         key, equals, text = setting.partition("=")
         if not equals or not key:

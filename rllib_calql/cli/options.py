@@ -81,6 +81,9 @@ class TrainOptions(LogOptions):
         bool | None,
         typer.Option("--download/--no-download", help="Whether CalQL may download a missing dataset."),
     ] = None
+    preset: Annotated[
+        str | None, typer.Option(help="Method by its name, such as cql-sac; --config and --set count after it.")
+    ] = None
     config: Annotated[
         str, typer.Option("--config", "-c", help="JSON or YAML mapping merged into the algorithm's config.")
     ] = "{}"
