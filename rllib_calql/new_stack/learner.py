@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -40,6 +41,9 @@ class CalQLTorchLearner(TorchLearner):
         if self._is_built:
             return
         super().build()
+        if self.config.num_learners > 0:
+            # In a process of its own. Ray hands batches over in memory that is read-only, and a step only reads.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         module = self.module[DEFAULT_MODULE_ID]
         assert isinstance(module, CalQLTorchRLModule)
         settings = UpdateConfig.from_settings(vars(self.config))
