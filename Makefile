@@ -15,7 +15,7 @@ RAY_MIN_VENV ?= .venv-ray-min
 .PHONY: help setup demo test test-slow test-ray-min lint docs format
 
 help:
-	@echo "make demo          the PointMaze job, Cal-QL beside CQL; learning curves in demo/"
+	@echo "make demo          the PointMaze job, Cal-QL beside CQL; tables and curves in demo/report/"
 	@echo "make test          lint, types, the documentation and the everyday tests"
 	@echo "make test-slow     the tests that take long"
 	@echo "make test-ray-min  the everyday tests with Ray $(RAY_MIN), in $(RAY_MIN_VENV)"
