@@ -1,4 +1,4 @@
-"""Discrete actions on both API stacks: training, restoring, acting, exporting; actions that start at 5."""
+"""Discrete actions on both API stacks: training, restoring, acting, exporting; actions from 5 on; pictures."""
 
 from __future__ import annotations
 
@@ -122,3 +122,62 @@ def test_settings_of_continuous_actions_are_refused(cartpole_data: Transitions) 
             config_of(cartpole_data, False, **{name: value}).plan()
     sections = config_of(cartpole_data, False).plan()
     assert sections["data"]["transitions"] == len(cartpole_data)
+
+
+class Corridor(gym.Env):
+    """Eight places in a row, seen in a picture; left, stay or right; 1 is paid at the end."""
+
+    observation_space = gym.spaces.Box(0, 255, (16, 16, 1), np.uint8)
+    action_space = gym.spaces.Discrete(3, start=START)
+
+    def __init__(self, env_config: Any = None) -> None:
+        self.place, self.steps = 3, 0
+
+    def picture(self) -> np.ndarray:
+        image = np.zeros((16, 16, 1), np.uint8)
+        image[4:12, 2 * self.place : 2 * self.place + 2] = 255
+        return image
+
+    def reset(self, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(**options)
+        self.place, self.steps = 3, 0
+        return self.picture(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.place = min(max(self.place + int(action) - START - 1, 0), 7)
+        self.steps += 1
+        return self.picture(), float(self.place == 7), self.place == 7, self.steps == 10, {}
+
+
+def walks(number: int) -> Transitions:
+    """Random walks in the corridor."""
+    env, rng, episodes = Corridor(), np.random.default_rng(0), []
+    for _ in range(number):
+        pictures, actions, rewards, terminated, truncated = [env.reset()[0]], [], [], False, False
+        while not (terminated or truncated):
+            actions.append(START + int(rng.integers(3)))
+            picture, reward, terminated, truncated, _ = env.step(actions[-1])
+            pictures.append(picture)
+            rewards.append(reward)
+        episodes.append(
+            Transitions.from_episode(np.stack(pictures), np.array(actions), np.array(rewards), terminated)
+        )
+    return Transitions.concatenate(episodes)
+
+
+def test_both_stacks_do_the_same_updates_on_pictures() -> None:
+    register_env("corridor", Corridor)
+    encoder = {"conv_filters": [[4, 3, 2]], "feature_dim": 6}
+    blocks = []
+    for new_stack in (False, True):
+        config = config_of(walks(6), new_stack, encoder_config=encoder, frame_stack=2, num_offline_updates=2)
+        algo = config.environment("corridor").build_algo()
+        before = algo.update.weights()
+        blocks.append([algo.train()["calql"] for _ in range(2)])
+        after = algo.update.weights()
+        assert all(not np.array_equal(before[name], after[name]) for name in before if name.startswith("encoder."))
+        algo.stop()
+    for old, new in zip(*blocks, strict=True):
+        assert old["phase"] == new["phase"]
+        for name in ("critic_loss", "actor_loss", "entropy", "bound_rate"):
+            assert old[name] == pytest.approx(new[name], rel=1e-6), name
