@@ -217,8 +217,9 @@ def test_band_is_where_all_runs_are() -> None:
 
 
 def test_report_of_recorded_runs(tmp_path: Path) -> None:
-    curves = sorted(str(path) for path in RESULTS.glob("antmaze-umaze-*.json"))
-    done = report(*curves, str(RESULTS / "precision"), "--out", str(tmp_path))
+    patterns = ("antmaze-umaze-*.json", "precision/pointmaze-*.json")
+    curves = sorted(str(path) for pattern in patterns for path in RESULTS.glob(pattern))
+    done = report(*curves, "--out", str(tmp_path))
     assert done.exit_code == 0, done.output
     text = (tmp_path / "report.md").read_text()
     # results/README.md says the same.
