@@ -24,17 +24,12 @@ class AWACUpdate(CalQLUpdate):
     ) -> ActorValues:
         """The weighted log-likelihood of logged actions: by Q(s, a) - Q(s, a') of one policy action a'."""
         with torch.no_grad():
-            actions = torch.stack([data_actions, policy.sample(noise.actor)[0]], dim=1)
+            policy_actions, log_probs = policy.sample(noise.actor)
+            actions = torch.stack([data_actions, policy_actions], dim=1)
             q_data, q_policy = self.critic_passes.values(observations, actions).amin(0).unbind(-1)
             weights = losses.batch_softmax_weights(q_data - q_policy, self.config.beta)
-        return self.cloning(policy, data_actions, weights, noise)
-
-    @staticmethod
-    def cloning(policy: TanhGaussian, data_actions: Tensor, weights: Tensor, noise: Noise) -> ActorValues:
-        """The actor's loss with the weights (B,) of the logged actions."""
         loss = losses.weighted_regression_loss(policy.log_prob(data_actions), weights)
-        with torch.no_grad():
-            return ActorValues(loss, None, policy.sample(noise.actor)[1])
+        return ActorValues(loss, None, log_probs)
 
     def figures(self, batch: Batch, actor: ActorValues, critic: CriticValues) -> dict[str, Tensor]:
         """See `Update.figures`."""
@@ -69,8 +64,9 @@ class IQLUpdate(AWACUpdate):
         value_loss = losses.expectile_loss(q - values, self.config.expectile)
         self.backward(value_loss, list(self.value.parameters()))
         weights = losses.clipped_exponential_weights((q - values).detach(), self.config.beta)
+        loss = losses.weighted_regression_loss(policy.log_prob(data_actions), weights)
         figures = {"value_loss": value_loss.detach(), "value_mean": values.detach().mean()}
-        return self.cloning(policy, data_actions, weights, noise)._replace(further=figures)
+        return ActorValues(loss, None, policy.sample(noise.actor)[1].detach(), figures)
 
     def next_state_value(self, next_observations: Tensor, next_policy: TanhGaussian, noise: Noise) -> Tensor:
         """V(s'), (B,): no action is sampled."""
