@@ -15,11 +15,8 @@ added (with theirs), and what it has mapped of files (besides libraries: the dat
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -34,7 +31,7 @@ import torch
 from ray.tune.registry import register_env
 
 from benchmarks.data_scale import Noise, memory, quiet
-from benchmarks.train_speed import EPISODE, RandomNumbers
+from benchmarks.train_speed import EPISODE, RandomNumbers, write_figures
 from rllib_calql import CalQLConfig
 from rllib_calql.core import CalQLUpdate, UpdateConfig
 from rllib_calql.data import MixedReplay, Preparation, open_dataset
@@ -227,14 +224,7 @@ def main() -> None:
             figures = (row[key] for key in ("wall_ms", "cpu_ms", "own_mb", "mapped_mb"))
             print(f"  {row['size']:36}" + "".join(f"{figure:10.3f}" for figure in figures), flush=True)
     if options.json:
-        command = shlex.join(["python", "-m", "benchmarks.scaling", *sys.argv[1:]])
-        document = {
-            "command": command,
-            "threads": options.threads,
-            "torch": torch.__version__,
-            "ray": ray.__version__,
-        }
-        options.json.write_text(json.dumps({**document, "series": found}, indent=1) + "\n")
+        write_figures(options.json, "scaling", options.threads, series=found)
 
 
 if __name__ == "__main__":

@@ -145,6 +145,17 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def write_figures(path: Path, benchmark: str, threads: int, **figures: Any) -> None:
+    """A JSON of the figures with the command and the versions that made them."""
+    document = {
+        "command": shlex.join(["python", "-m", f"benchmarks.{benchmark}", *sys.argv[1:]]),
+        "threads": threads,
+        "torch": torch.__version__,
+        "ray": ray.__version__,
+    }
+    path.write_text(json.dumps({**document, **figures}, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--critic", default="256x2", help="WIDTHxLAYERS (256x2)")
@@ -172,14 +183,7 @@ def main() -> None:
     for name, share in shares.items():
         print(f"{name:56}{share:10.3f}")
     if options.json:
-        command = shlex.join(["python", "-m", "benchmarks.train_speed", *sys.argv[1:]])
-        document = {
-            "command": command,
-            "threads": options.threads,
-            "torch": torch.__version__,
-            "ray": ray.__version__,
-        }
-        options.json.write_text(json.dumps({**document, "milliseconds": found, "shares": shares}, indent=1) + "\n")
+        write_figures(options.json, "train_speed", options.threads, milliseconds=found, shares=shares)
 
 
 if __name__ == "__main__":
