@@ -1,4 +1,4 @@
-"""Tables of what `CalQLConfig` takes: types, ranges, choices, and RLlib's settings that Cal-QL refuses."""
+"""Tables of what `CalQLConfig` takes: ranges, choices, and RLlib's settings that Cal-QL refuses."""
 
 from __future__ import annotations
 
@@ -131,129 +131,12 @@ def is_search_space(value: Any) -> bool:
     return isinstance(value, Domain) or (isinstance(value, Mapping) and "grid_search" in value)
 
 
-def checked(name: str, value: Any) -> Any:
-    """The value in its setting's type; text that is a number becomes one (YAML reads 3e-4 as text).
-
-    Raises:
-        ValueError: of another type.
-    """
-    if name in ("mixing_ratio", "score_range", "target_entropy") and not is_search_space(value):
-        return _numbers_inside(value)
-    if name in _NUMBERS_INSIDE:
-        return _numbers_inside(value)
-    kinds = NUMBERS.get(name)
-    if kinds is None or is_search_space(value):
-        return value
-    kind, optional = kinds
-    if value is None and optional:
-        return None
-    try:
-        return as_number(value, kind)
-    except ValueError as error:
-        raise ValueError(f"{name} must be {KIND_NAMES[kind]}, not {value!r}") from error
-
-
-def as_number(value: Any, kind: type) -> Any:
-    if kind is bool:
-        if not isinstance(value, bool):
-            raise ValueError
-        return value
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError
-    number = float(value)
-    if math.isnan(number):
-        raise ValueError
-    if kind is int:
-        if not number.is_integer():
-            raise ValueError
-        return int(number)
-    return number
-
-
-def _numbers_inside(value: Any) -> Any:
-    """Text that is a number becomes one, also inside lists; everything else stays."""
-    if isinstance(value, (list, tuple)):
-        return [_numbers_inside(item) for item in value]
-    try:
-        return as_number(value, float)
-    except ValueError:
-        return value
-
-
 def is_interval(value: Any) -> bool:
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         return False
     return all(isinstance(bound, (int, float)) for bound in value) and bool(value[0] < value[1])
 
 
-KIND_NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
-_INTS = (
-    "num_offline_updates",
-    "num_online_env_steps",
-    "warmup_env_steps",
-    "min_train_updates_per_iteration",
-    "min_env_steps_per_iteration",
-    "online_capacity",
-    "num_critics",
-    "target_network_update_freq",
-    "train_batch_size",
-    "frame_stack",
-    "bc_iters",
-    "num_exploration_actions",
-    "num_actions",
-    "num_target_actions",
-)
-_FLOATS = (
-    "utd_ratio",
-    "reward_scale",
-    "reward_bias",
-    "clip_action",
-    "beta",
-    "expectile",
-    "gamma",
-    "tau",
-    "actor_lr",
-    "critic_lr",
-    "alpha_lr",
-    "lagrangian_lr",
-    "alpha_multiplier",
-    "initial_alpha",
-    "min_q_weight",
-    "lagrangian_thresh",
-    "initial_alpha_prime",
-    "temperature",
-    "clip_diff_min",
-    "clip_diff_max",
-)
-_BOOLS = (
-    "overlap_sampling",
-    "normalize_observations",
-    "normalize_reward",
-    "critic_layer_norm",
-    "orthogonal_init",
-    "learn_alpha",
-    "calibrate",
-    "calibrate_online",
-    "importance_sampling",
-    "max_target_backup",
-    "deterministic_backup",
-    "lagrangian",
-)
-NUMBERS: dict[str, tuple[type, bool]] = {
-    **dict.fromkeys(_INTS, (int, False)),
-    **dict.fromkeys(_FLOATS, (float, False)),
-    **dict.fromkeys(_BOOLS, (bool, False)),
-    "num_target_critics": (int, True),
-    "sparse_failure_reward": (float, True),
-    "min_q_weight_online": (float, True),
-    "seed": (int, True),
-    "evaluation_interval": (int, True),
-    "num_env_runners": (int, False),
-    "num_gpus": (float, False),
-    "num_learners": (int, False),
-    "num_gpus_per_learner": (float, False),
-}
-_NUMBERS_INSIDE = {"mixing_ratio", "score_range", "target_entropy"}
 # Settings that are dicts, and their keys: what is given is merged into what is there.
 MODEL_SETTINGS = {
     "policy_model_config": MODEL_KEYS,

@@ -13,13 +13,13 @@ from ray.rllib.algorithms.cql import CQLConfig
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from rllib_calql.checks import ALIASES, MODEL_SETTINGS, checked
+from rllib_calql.checks import ALIASES, MODEL_SETTINGS
 from rllib_calql.core.reference import ReferenceValue
 from rllib_calql.data import Preparation, Transitions, open_source
 from rllib_calql.data.mixture import entries_of
 from rllib_calql.envs.creation import FROM_DATASET, RECORDED
 from rllib_calql.presets import PRESET, with_preset
-from rllib_calql.settings import TrainingSettings
+from rllib_calql.settings import TrainingSettings, checked
 from rllib_calql.validation import check_data, check_ranges, check_rllib_settings
 
 # What the RLModule of the new API stack is built from.

@@ -1,15 +1,17 @@
-"""Cal-QL's own settings: their defaults, and `training()`, which documents them."""
+"""Cal-QL's own settings: their defaults, `training()`, which documents them, and their types."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from functools import cache
+from types import NoneType
+from typing import Any, Literal, Self, get_args, get_type_hints
 
 from ray.rllib.algorithms.algorithm_config import NotProvided
 from ray.rllib.algorithms.cql import CQLConfig
 
-from rllib_calql.checks import MODEL_SETTINGS, checked, is_search_space
+from rllib_calql.checks import MODEL_SETTINGS, is_search_space
 from rllib_calql.core.hyperparameters import ActorQ, Precision, UpdateRule
 from rllib_calql.core.reference import ReferenceConfig
 from rllib_calql.data.prepare import ReferenceMode
@@ -240,3 +242,98 @@ class TrainingSettings(CQLConfig):
             setattr(self, name, {**getattr(self, name), **value})
         else:
             setattr(self, name, checked(name, value))
+
+
+_KIND_NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
+# Type, and whether None is a value too, of RLlib's settings that are single numbers; those of our own are told by
+# the annotations of `training()`.
+_RLLIB_NUMBERS: dict[str, tuple[type, bool]] = {
+    **dict.fromkeys(
+        (
+            "target_network_update_freq",
+            "train_batch_size",
+            "bc_iters",
+            "num_actions",
+            "num_env_runners",
+            "num_learners",
+        ),
+        (int, False),
+    ),
+    **dict.fromkeys(("seed", "evaluation_interval"), (int, True)),
+    **dict.fromkeys(
+        (
+            "gamma",
+            "tau",
+            "actor_lr",
+            "critic_lr",
+            "alpha_lr",
+            "initial_alpha",
+            "min_q_weight",
+            "lagrangian_thresh",
+            "temperature",
+            "num_gpus",
+            "num_gpus_per_learner",
+        ),
+        (float, False),
+    ),
+    **dict.fromkeys(("deterministic_backup", "lagrangian"), (bool, False)),
+}
+
+
+def checked(name: str, value: Any) -> Any:
+    """The value in its setting's type; text that is a number becomes one (YAML reads 3e-4 as text).
+
+    Raises:
+        ValueError: of another type.
+    """
+    if is_search_space(value):
+        return value
+    if name in ("mixing_ratio", "score_range", "target_entropy"):
+        return _numbers_inside(value)
+    kind, optional = _kinds().get(name, (None, False))
+    if kind is None:
+        return value
+    if value is None and optional:
+        return None
+    try:
+        return _as_number(value, kind)
+    except ValueError as error:
+        raise ValueError(f"{name} must be {_KIND_NAMES[kind]}, not {value!r}") from error
+
+
+def _as_number(value: Any, kind: type) -> Any:
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError
+    number = float(value)
+    if math.isnan(number):
+        raise ValueError
+    if kind is int:
+        if not number.is_integer():
+            raise ValueError
+        return int(number)
+    return number
+
+
+def _numbers_inside(value: Any) -> Any:
+    """Text that is a number becomes one, also inside lists; everything else stays."""
+    if isinstance(value, (list, tuple)):
+        return [_numbers_inside(item) for item in value]
+    try:
+        return _as_number(value, float)
+    except ValueError:
+        return value
+
+
+@cache
+def _kinds() -> dict[str, tuple[type, bool]]:
+    found = dict(_RLLIB_NUMBERS)
+    for name, hint in get_type_hints(TrainingSettings.training).items():
+        kinds = set(get_args(hint)) or {hint}
+        number, *others = kinds - {NoneType}
+        if number in _KIND_NAMES and not others:
+            found[name] = number, NoneType in kinds
+    return found
