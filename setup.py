@@ -37,6 +37,7 @@ setup(
         "numpy>=2.0,<3",
         "pyarrow>=17,<27",
         "h5py>=3.11,<4",
+        "filelock>=3.13,<5",
         # RLlib's own logs: packed columns, and episodes.
         "lz4>=4,<5",
         "msgpack>=1,<2",

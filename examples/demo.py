@@ -20,10 +20,13 @@ COMMANDS = Path(sys.executable).parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("demo"))
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder; an earlier demo there is replaced")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
     options = parser.parse_args()
+    found = {path.name for path in options.out.iterdir()} if options.out.is_dir() else set()
+    if found and CONFIG.stem not in found:
+        parser.error(f"--out {options.out}: that folder holds something else than an earlier demo")
     shutil.rmtree(options.out, ignore_errors=True)
     grid = ["preset={grid_search: [cal-ql, cql]}", f"seed={{grid_search: {options.seeds}}}"]
     settings = [argument for setting in [*grid, *options.set] for argument in ("--set", setting)]

@@ -121,6 +121,12 @@ def test_yaml_numbers_are_numbers(tmp_path: Path) -> None:
         ("a: {run: PPO, local_dir: /x}", "local_dir is refused: write storage_path"),
         ("a: {run: PPO, sotp: {}}", "unknown key 'sotp'; known are .*'stop'"),
         ("a: {run: PPO, restore: /nowhere}", "no checkpoint folder /nowhere"),
+        ("a: {run: PPO, config: [1, 2]}", r"'a': config must be a mapping, not \[1, 2\]"),
+        ("a: {run: PPO, stop: 5}", "stop must be a mapping, not 5"),
+        ("a: {run: PPO, scheduler: {a: 1}}", "scheduler must be a text"),
+        ("a: {run: PPO, checkpoint_config: [1]}", "checkpoint_config must be a mapping"),
+        ("a: {run: PPO, checkpoint_config: {checkpoint_freq: 5}}", "checkpoint_config: .*'checkpoint_freq'"),
+        ("a: {run: PPO, checkpoint_config: {num_to_keep: 0}}", "checkpoint_config: .*num_to_keep"),
     ],
 )
 def test_unusable_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -237,6 +243,20 @@ def test_dataset_replaces_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert changed(dataset="d4rl://pen-human-v1")["config"]["input_"] == "d4rl://pen-human-v1"
 
 
+def test_downloads_are_switched_off_where_there_are_some() -> None:
+    spec: dict[str, Any] = {"run": "CalQL", "config": {"input_": "minari://a/b-v0"}}
+    config = experiments.override("x", spec, TrainOptions(download=False))["config"]
+    assert config["input_config"] == {"download": False}
+    spec["config"]["input_"] = ["d4rl://a", "pointmaze://b", {"input": "minari://c/d-v0", "weight": 2.0}]
+    config = experiments.override("x", spec, TrainOptions(download=False))["config"]
+    assert config["input_"] == [
+        {"input": "d4rl://a", "download": False},
+        {"input": "pointmaze://b"},
+        {"input": "minari://c/d-v0", "weight": 2.0, "download": False},
+    ]
+    assert "input_config" not in config
+
+
 def test_data_beside_the_file_is_found(tmp_path: Path) -> None:
     (tmp_path / "data.hdf5").touch()
     spec = from_yaml(tmp_path, "a: {run: CalQL, config: {input_: data.hdf5}}")["a"]
@@ -338,7 +358,7 @@ def test_unusable_search_spaces_are_refused(small: Path, space: str, message: st
 def test_trial_larger_than_the_machine_is_refused() -> None:
     (variant,) = experiments.variants("x", changed({"env": "E", "num_env_runners": 3}))
     train.refuse_too_large([variant], {"CPU": 4.0})
-    with pytest.raises(UserError, match="x needs 4 CPUs, Ray has 2: lower num_env_runners"):
+    with pytest.raises(UserError, match=r"x needs 4 CPU, Ray has 2: lower num_env_runners.*--ray-num-cpus 4$"):
         train.refuse_too_large([variant], {"CPU": 2.0})
 
 

@@ -84,7 +84,9 @@ def checkpoint(
     algorithm.stop()
 
 
-def test_evaluate_plays_the_checkpoints_policy(checkpoint: tuple[CalQL, Path], tmp_path: Path) -> None:
+def test_evaluate_plays_the_checkpoints_policy(
+    checkpoint: tuple[CalQL, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     algorithm, path = checkpoint
     returns = []
     env = gym.make("Pendulum-v1", max_episode_steps=30)
@@ -121,6 +123,11 @@ def test_evaluate_plays_the_checkpoints_policy(checkpoint: tuple[CalQL, Path], t
         np.testing.assert_array_equal(columns["next_observations"][row], observation)
         assert columns["rewards"][row] == pytest.approx(reward)
     np.testing.assert_array_equal(columns["observations"][1:30], columns["next_observations"][:29])
+
+    # without --steps, --episodes is the only limit; without either there is one on steps
+    monkeypatch.setattr(evaluate, "STEPS", 40)
+    assert rllib(*arguments, "--episodes", "2").output.count("Episode") == 2
+    assert rllib(*arguments).output.count("Episode") == 1
 
     assert "no episode ended within --steps 10" in refused(rllib(*arguments, "--steps", "10"))
     assert "the checkpoint is of CalQL" in refused(rllib("evaluate", path, "--algo", "PPO"))

@@ -185,6 +185,9 @@ def test_dense_negative_rewards_are_an_exit_code(file: Path) -> None:
     result = calql("data", "check", file)
     assert result.exit_code == 1
     assert "-> set truncation_mode='infinite'" in result.stdout
+    for advised in ("infinite", "bootstrap", "drop"):
+        result = calql("data", "check", file, "-c", f"{{truncation_mode: {advised}}}")
+        assert result.exit_code == 0, result.output
 
 
 def test_a_warning_is_said_once_however_often_the_data_are_read(file: Path, pendulum_data: Transitions) -> None:
@@ -227,9 +230,11 @@ def test_wrong_usage(file: Path) -> None:
         (["--env-config", "{g: 1}"], "--env-config needs --env"),
         (["-c", "{tau: 1}"], "--config: tau has no part in the bound; gamma, reward_scale"),
         (["-c", "{gamma: 2}"], "gamma must be in [0, 1]"),
-        (["-c", "{gamma: abc}"], "--config: "),
+        (["-c", "{gamma: abc}"], "--config: gamma must be a number, not 'abc'"),
+        (["-c", "{normalize_reward: 1}"], "--config: normalize_reward must be true or false"),
     ]
     for arguments, message in cases:
         result = calql("data", "check", file, *arguments)
         assert result.exit_code == 2, result.output
         assert message in result.stderr
+    assert calql("data", "check", "nowhere.hdf5").exit_code == 2  # 1 is a warning's

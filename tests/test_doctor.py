@@ -264,6 +264,15 @@ def test_recorded_runs() -> None:
     assert f"Nothing found in {len(checks.CHECKS)} checks." in done.output
 
 
+def test_a_run_without_a_result_yet_keeps_no_other_waiting(tmp_path: Path) -> None:
+    write_curve(tmp_path / "new.json", [])
+    write_curve(tmp_path / "old.json", [offline(1000, critic_loss=math.inf)])
+    done = doctor(tmp_path)
+    assert done.exit_code == 1
+    assert f"{tmp_path / 'new.json'}: no result yet" in done.output
+    assert "1. " in done.output
+
+
 def test_input_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("[")
     for path, message in (

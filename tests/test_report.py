@@ -159,6 +159,7 @@ def test_refuses_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="given twice"):
         read_runs([path, f"x={path}"])
     assert "one of png, svg, pdf" in report(path, "--format", "bmp").output
+    assert "--by nosuch: no run has such a setting" in report(path, "--by", "nosuch").output
 
 
 # ---- tables and figures ------------------------------------------------------------------------------------

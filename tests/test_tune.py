@@ -256,7 +256,10 @@ def test_sweep_compares_what_was_set_across_the_api_stacks(tmp_path: Path) -> No
 
 def test_unusable_sweeps_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "params.json").write_text("{")
     for arguments, message in (
+        ([tmp_path / "broken"], "params.json: broken, not a JSON file"),
         ([tmp_path / "empty"], "there is no trial of a Tune run below"),
         ([folder, "--metric", "calql/score"], "no result of the 5 trials below"),
         ([folder, "--mode", "best"], "--mode best: max or min"),

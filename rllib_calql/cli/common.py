@@ -24,7 +24,7 @@ class UserError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class DebugOptions:
-    vv: Annotated[bool, typer.Option("--log-debug", "-vv", help="DEBUG logging, and tracebacks.")] = False
+    vv: Annotated[bool, typer.Option("--log-debug", "-vv", help="Tracebacks of errors.")] = False
 
 
 T = TypeVar("T")

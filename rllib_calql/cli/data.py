@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from rllib_calql.cli.common import DebugOptions, new_app, parse_mapping, plain_errors, plain_warnings, takes
+from rllib_calql.cli.common import (
+    DebugOptions,
+    UserError,
+    new_app,
+    parse_mapping,
+    plain_errors,
+    plain_warnings,
+    takes,
+)
+from rllib_calql.data import DatasetError
 
 data_app = new_app("Look at datasets, check them, convert and record them.")
 
@@ -63,20 +72,23 @@ class CheckOptions(ReadOptions):
 def check(ctx: typer.Context, options: CheckOptions) -> None:
     """Tell whether a dataset fits an environment, and whether its calibration bound is sound.
 
-    Exit code 0: nothing speaks against training. 1: a warning. 2: wrong usage.
+    Exit code 0: nothing speaks against training. 1: a warning. 2: wrong usage, or data that cannot be read.
     """
     with plain_errors(options), plain_warnings():
         from rllib_calql.cli import data_check
 
-        data_check.run(
-            options.uri,
-            parse_mapping(options.input_config, "--input-config"),
-            options.env,
-            parse_mapping(options.env_config, "--env-config"),
-            parse_mapping(options.config, "--config"),
-            num_replayed=options.replay,
-            as_json=options.json,
-        )
+        try:
+            data_check.run(
+                options.uri,
+                parse_mapping(options.input_config, "--input-config"),
+                options.env,
+                parse_mapping(options.env_config, "--env-config"),
+                parse_mapping(options.config, "--config"),
+                num_replayed=options.replay,
+                as_json=options.json,
+            )
+        except DatasetError as error:  # not code 1, which is a warning's
+            raise UserError(str(error)) from error
 
 
 @dataclass(frozen=True, kw_only=True)

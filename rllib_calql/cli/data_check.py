@@ -83,11 +83,20 @@ def _preparation(config: dict[str, Any]) -> tuple[bool, Preparation]:
     """`normalize_reward`, whose factor the data decide, and all other settings."""
     config = dict(config)
     normalize_reward = config.pop("normalize_reward", False)
+    if not isinstance(normalize_reward, bool):
+        raise UserError(f"--config: normalize_reward must be true or false, not {normalize_reward!r}")
     if unknown := sorted(config.keys() - SETTINGS.keys()):
         known = ", ".join([*SETTINGS, "normalize_reward"])
         raise UserError(f"--config: {', '.join(unknown)} has no part in the bound; {known} have")
+    for name, value in config.items():
+        absent = name == "sparse_failure_reward" and value is None
+        if name != "truncation_mode" and not absent and not isinstance(value, (int, float)):
+            raise UserError(f"--config: {name} must be a number, not {value!r}")
+    if config.get("truncation_mode") == "bootstrap":
+        # The value that goes on after time-outs is learned in training only; that one does is what counts here.
+        config["truncation_mode"] = "infinite"
     try:
-        return bool(normalize_reward), Preparation(**{SETTINGS[name]: value for name, value in config.items()})
+        return normalize_reward, Preparation(**{SETTINGS[name]: value for name, value in config.items()})
     except (TypeError, ValueError) as error:
         raise UserError(f"--config: {error}") from error
 

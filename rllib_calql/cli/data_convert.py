@@ -37,9 +37,7 @@ def run(
     write(open_source(uri, **reader_options), destination, observations=observations, overwrite=overwrite)
 
 
-def write(
-    source: Source, destination: str, *, observations: str | None, overwrite: bool, total: int | None = None
-) -> None:
+def write(source: Source, destination: str, *, observations: str | None, overwrite: bool) -> None:
     """Writes a source with a progress bar, and says what came of it."""
     layout: ObservationLayout | None
     match observations:
@@ -48,7 +46,7 @@ def write(
         case _:
             raise UserError(f"--observations {observations}: choose flatten or keep")
     written = 0
-    with counting("writing", total or source.metadata.num_rows) as bar:
+    with counting("writing", source.metadata.num_rows) as bar:
 
         def progress(rows: int) -> None:
             nonlocal written

@@ -26,8 +26,11 @@ def run(arguments: list[str]) -> None:
         UserError: nothing to look at, or a broken file. typer.Exit: code 1 where something is off.
     """
     runs = [run for argument in arguments for run in _read(argument)]
-    if empty := [run.source for run in runs if not run.curve]:
-        raise UserError(f"{', '.join(empty)}: no result yet")
+    for empty in [run for run in runs if not run.curve]:
+        runs.remove(empty)
+        typer.echo(f"{empty.source}: no result yet\n")
+    if not runs:
+        raise UserError("there is no result to look at yet")
     found = [findings(run) for run in runs]
     for one, ailments in zip(runs, found, strict=True):
         typer.echo("\n".join(_told(one, ailments)) + "\n")

@@ -19,6 +19,8 @@ from rllib_calql.cli.options import EvaluateOptions
 from rllib_calql.cli.policies import Trained, restored
 from rllib_calql.metrics import normalized_score
 
+STEPS = 10_000  # where neither limit is given
+
 
 def run(options: EvaluateOptions) -> None:
     """Plays, prints, saves.
@@ -26,7 +28,8 @@ def run(options: EvaluateOptions) -> None:
     Raises:
         UserError: nothing to evaluate, or no environment to do it in.
     """
-    if not options.episodes and not options.steps:
+    steps = (0 if options.episodes else STEPS) if options.steps is None else options.steps
+    if not options.episodes and not steps:
         raise UserError("--episodes 0 and --steps 0 together would never end")
     if options.out and Path(options.out).suffix not in (".json", ".npz"):
         raise UserError(f"--out {options.out}: the name must end in .json or .npz")
@@ -43,7 +46,7 @@ def run(options: EvaluateOptions) -> None:
     try:
         check_spaces(env, trained)
         explore = bool(changes.get("explore", False))
-        limits = {"num_episodes": options.episodes, "num_steps": options.steps}
+        limits = {"num_episodes": options.episodes, "num_steps": steps}
         episodes = []
         for episode in play(env, trained, **limits, seed=options.seed, explore=explore):
             episodes.append(episode)
@@ -51,7 +54,7 @@ def run(options: EvaluateOptions) -> None:
     finally:
         env.close()
     if not episodes:
-        raise UserError(f"no episode ended within --steps {options.steps}: allow more")
+        raise UserError(f"no episode ended within --steps {steps}: allow more")
     summary = summarise(episodes, trained)
     typer.echo(", ".join(f"{name} {value:.6g}" for name, value in summary.items() if not isinstance(value, list)))
     if options.out:

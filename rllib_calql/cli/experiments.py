@@ -17,7 +17,7 @@ from typing import Any
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.registry import ALGORITHMS
-from ray.tune import Experiment
+from ray.tune import CheckpointConfig, Experiment
 from ray.tune.error import TuneError
 from ray.tune.registry import get_trainable_cls
 from ray.tune.search.variant_generator import generate_variants
@@ -41,6 +41,13 @@ _REFUSED_KEYS = {
 }
 # Not Tune's own: these count for the whole file, as `time_budget_s` does.
 SCHEDULING = ("scheduler", "scheduler_config")
+# What a YAML file gives by these keys.
+_WRITTEN = {
+    **dict.fromkeys(("config", "stop", "checkpoint_config", "scheduler_config"), dict),
+    **dict.fromkeys(("run", "env", "scheduler", "storage_path", "restore"), str),
+}
+# Datasets that are fetched where they are missing.
+DOWNLOADED = ("d4rl://", "minari://")
 _ALLOWED_KEYS = (
     ({"env", "extends", *SCHEDULING} | set(inspect.signature(Experiment).parameters))
     - set(_REFUSED_KEYS)
@@ -138,6 +145,10 @@ def _load_path(path: Path) -> dict[str, Spec]:
         for name, spec in experiments.items():
             if not isinstance(spec, dict):
                 raise UserError(f"{path}: experiment {name!r} must be a mapping with `run`, `env`, `config`, ...")
+            for key in spec.keys() & _WRITTEN:
+                if not (spec[key] is None or isinstance(spec[key], _WRITTEN[key])):
+                    kind = "a mapping" if _WRITTEN[key] is dict else "a text"
+                    raise UserError(f"{path}: experiment {name!r}: {key} must be {kind}, not {spec[key]!r}")
     elif path.suffix == ".py":
         experiments = {path.stem: _load_python(path)}
     else:
@@ -234,9 +245,7 @@ def override(name: str, spec: Spec, options: TrainOptions) -> Spec:
     if options.download is not None:
         if not issubclass(algorithm_class(spec["run"]), CalQL):
             raise UserError(f"--download and --no-download are for CalQL; {spec['run']} does not download data")
-        # Only d4rl:// downloads anything; elsewhere there is nothing to allow or forbid.
-        if str(config.get("input_")).startswith("d4rl://"):
-            config = merged(config, {"input_config": {"download": options.download}})
+        config = _allowing(config, options.download)
     if options.framework is not None:
         if options.framework != "torch":
             raise UserError(f"--framework {options.framework}: only torch is supported")
@@ -266,6 +275,21 @@ def override(name: str, spec: Spec, options: TrainOptions) -> Spec:
     return spec
 
 
+def _allowing(config: Spec, download: bool) -> Spec:
+    """The config with `download` for its datasets that can be downloaded; the others take no such option."""
+    given = config.get("input_")
+    if not isinstance(given, list):
+        downloads = str(given).startswith(DOWNLOADED)
+        return merged(config, {"input_config": {"download": download}}) if downloads else config
+    entries = [entry if isinstance(entry, dict) else {"input": entry} for entry in given]
+    return config | {
+        "input_": [
+            {**entry, "download": download} if str(entry.get("input")).startswith(DOWNLOADED) else entry
+            for entry in entries
+        ]
+    }
+
+
 def _checkpoint_config(from_file: dict[str, Any], options: TrainOptions) -> dict[str, Any]:
     """The file's, with the command line's changes; a checkpoint at the end unless either says no."""
     attribute = options.checkpoint_score_attr
@@ -276,7 +300,12 @@ def _checkpoint_config(from_file: dict[str, Any], options: TrainOptions) -> dict
         "checkpoint_score_attribute": attribute and attribute.removeprefix("min-"),
         "checkpoint_score_order": attribute and ("min" if attribute.startswith("min-") else "max"),
     }
-    return {"checkpoint_at_end": True} | from_file | {key: v for key, v in given.items() if v is not None}
+    changed = {"checkpoint_at_end": True} | from_file | {key: v for key, v in given.items() if v is not None}
+    try:
+        CheckpointConfig(**changed)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"checkpoint_config: {error}") from error
+    return changed
 
 
 # ---- checking ----------------------------------------------------------------------------------------------

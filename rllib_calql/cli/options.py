@@ -63,14 +63,11 @@ class Group(typer.core.TyperGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogOptions(DebugOptions):
-    v: Annotated[bool, typer.Option("--log-info", "-v", help="INFO logging and every result in full.")] = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions(LogOptions):
+class TrainOptions(DebugOptions):
     """Options of both `rllib train` and `rllib train file`. None: as the file says, or Tune's default."""
 
+    v: Annotated[bool, typer.Option("--log-info", "-v", help="INFO logging and every result in full.")] = False
+    vv: Annotated[bool, typer.Option("--log-debug", "-vv", help="DEBUG logging, and tracebacks.")] = False
     env: Annotated[
         str | None, typer.Option("--env", "-e", help="Environment: a gymnasium or Tune-registered name.")
     ] = None
@@ -161,7 +158,7 @@ class TrainAlgorithmOptions(TrainOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(LogOptions):
+class EvaluateOptions(DebugOptions):
     checkpoint: Annotated[
         str | None,
         typer.Argument(
@@ -175,7 +172,10 @@ class EvaluateOptions(LogOptions):
         typer.Option("--config", "-c", help="JSON or YAML mapping; with a checkpoint: env_config, explore."),
     ] = "{}"
     episodes: Annotated[int, typer.Option(min=0, help="Stop after this many episodes; 0: no limit.")] = 0
-    steps: Annotated[int, typer.Option(min=0, help="Stop after this many steps; 0: no limit.")] = 10_000
+    steps: Annotated[
+        int | None,
+        typer.Option(min=0, help="Stop after this many steps; 0: no limit. 10,000 where --episodes sets none."),
+    ] = None
     seed: Annotated[int, typer.Option(help="Episode number i starts from seed + i.")] = 0
     render: Annotated[bool, typer.Option("--render/--no-render", help="Show the environment.")] = False
     out: Annotated[

@@ -25,7 +25,10 @@ def run(results: list[str], by: list[str], out: str, formats: list[str]) -> None
     """
     if unknown := [name for name in formats if name not in FORMATS]:
         raise UserError(f"--format {unknown[0]}: one of {', '.join(FORMATS)}")
-    groups = grouped(read_runs(results), by)
+    runs = read_runs(results)
+    if unknown := [name for name in by if not any(name in run.settings for run in runs)]:
+        raise UserError(f"--by {unknown[0]}: no run has such a setting")
+    groups = grouped(runs, by)
     text = tables(groups)
     folder = Path(out).expanduser()
     folder.mkdir(parents=True, exist_ok=True)

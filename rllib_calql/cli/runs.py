@@ -82,7 +82,7 @@ def _read(path: Path) -> Iterator[Run]:
         for file in sorted(path.rglob("*.json")):
             # (Tune's own files and those of checkpoints are nobody's learning curve, and some are no JSON.)
             below_trial = any(trial in file.parents for trial in trials)
-            if not below_trial and file.parent not in experiments and is_curve(_document(file)):
+            if not below_trial and file.parent not in experiments and is_curve(read_json(file)):
                 yield read_curve(file)
     elif path.name == RESULTS:
         yield read_trial(path.parent)
@@ -94,7 +94,7 @@ def _read(path: Path) -> Iterator[Run]:
 
 def read_curve(path: Path) -> Run:
     """The run of a learning-curve file: a JSON object with `settings` and `curve`."""
-    document = _document(path)
+    document = read_json(path)
     if not is_curve(document):
         raise UserError(f"{path}: not a learning curve: it has no `settings` and `curve`")
     given = dict(flat(document["settings"]))
@@ -105,7 +105,7 @@ def read_curve(path: Path) -> Run:
 
 def read_trial(folder: Path) -> Run:
     """The run of a trial's folder, as far as it has come."""
-    given = dict(flat(_document(folder / PARAMETERS))) if (folder / PARAMETERS).is_file() else {}
+    given = dict(flat(read_json(folder / PARAMETERS))) if (folder / PARAMETERS).is_file() else {}
     config: dict[str, Any] = {}
     curve: dict[int, Row] = {}
     for row in trial_rows(folder / RESULTS):
@@ -138,7 +138,8 @@ def is_curve(document: Any) -> bool:
     )
 
 
-def _document(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """A JSON file; UserError with its name where it is broken."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:  # not JSON, or not text

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rllib_calql.cli.common import UserError
-from rllib_calql.cli.runs import FAILURE, PARAMETERS, RESULTS, differing, flat, short, trial_rows
+from rllib_calql.cli.runs import FAILURE, PARAMETERS, RESULTS, differing, flat, read_json, short, trial_rows
 
 PROGRESS = ("calql.num_updates", "training_iteration")  # the first that results have is the curves' axis
 MANY = 12  # curves that a legend can name
@@ -111,7 +111,7 @@ def read_trials(folder: Path, metric: str) -> list[SweepTrial]:
 
 
 def _read_trial(folder: Path, metric: str) -> SweepTrial:
-    given = dict(flat(json.loads((folder / PARAMETERS).read_text())))
+    given = dict(flat(read_json(folder / PARAMETERS)))
     config = given
     curve: dict[int, Point] = {}
     last: Mapping[str, Any] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -111,9 +112,12 @@ def refuse_too_large(checked: list[Variant], available: Mapping[str, float]) -> 
     for variant in checked:
         for name, needed in resources(variant).items():
             if needed > (has := available.get(name, 0)):
+                promise = (
+                    f"--ray-num-{name.lower()}s {math.ceil(needed)}" if name in ("CPU", "GPU") else "--ray-address"
+                )
                 raise UserError(
-                    f"{variant.label} needs {needed:g} {name}s, Ray has {has:g}: lower num_env_runners "
-                    f"or the like, or promise more with --ray-num-{name.lower()}s {needed:g}"
+                    f"{variant.label} needs {needed:g} {name}, Ray has {has:g}: lower num_env_runners "
+                    f"or the like, or promise more with {promise}"
                 )
 
 
