@@ -101,8 +101,8 @@ class CalQL(Checkpoints, CQL):
         check_capacity(self.config, self.stack.env)
         if offline is not None and self.config.normalize_observations:
             self.stack.load_weights(observation_statistics(offline))
-        # At the first iteration, as a restored run has its own: the reference value is fitted, and weights loaded
-        # (whose checkpoint may be gone later).
+        # When they are first needed, as a restored run has its own: the reference value is fitted, and weights
+        # loaded (whose checkpoint may be gone later).
         self.reference_value: ReferenceValue | None = None
         self._weights_to_load = self.config.load_weights_from
 
@@ -127,10 +127,13 @@ class CalQL(Checkpoints, CQL):
 
     @property
     def _num_earned(self) -> int:
-        """Online updates that the steps collected so far have earned, and that are still to be done."""
+        """Online updates that the steps collected so far have earned, and that are still to be done.
+
+        A run restored under another config may have done more than that config earns: then there are none.
+        """
         steps = max(0, self.summary.num_online_env_steps - self.config.warmup_env_steps)
         earned = math.floor(steps * self.config.utd_ratio)
-        return self.config.num_offline_updates + earned - self.stack.num_updates
+        return max(0, self.config.num_offline_updates + earned - self.stack.num_updates)
 
     @property
     def _random_actions(self) -> bool:
@@ -160,9 +163,7 @@ class CalQL(Checkpoints, CQL):
         """A share of the offline phase, or rounds of whole online episodes, each with the updates it earns."""
         self._means, self._seconds, self._steps = WeightedMeans(), 0.0, 0
         updates_before = self.stack.num_updates
-        if self._weights_to_load is not None:
-            self.stack.load_weights(checkpoint_weights(self._weights_to_load))
-            self._weights_to_load = None
+        self.load_initial_weights()
         if self.config.learns_reference and self.reference_value is None:
             offline, failure = (
                 self.local_replay_buffer.replay.offline,
@@ -190,6 +191,19 @@ class CalQL(Checkpoints, CQL):
             self._figures["updates_per_second"] = num_updates / self._seconds
         return self.stack.training_results(self._figures)
 
+    def load_initial_weights(self) -> None:
+        """Takes over the weights that the run is to start from, once; before anything that uses or saves them."""
+        if self._weights_to_load is not None:
+            weights, own = checkpoint_weights(self._weights_to_load), self.stack.weights().keys()
+            if weights.keys() != own:
+                others = ", ".join(sorted(weights.keys() ^ own))
+                raise ValueError(
+                    f"load_weights_from={self._weights_to_load!r}: that run has other networks than this one "
+                    f"({others}): another update_rule, architecture or kind of observations"
+                )
+            self.stack.load_weights(weights)
+            self._weights_to_load = None
+
     def use_reference(self, value: ReferenceValue) -> None:
         """Bounds Q by this learned value from now on, as the config says, in offline rows and online episodes."""
         self.reference_value = value
@@ -211,16 +225,17 @@ class CalQL(Checkpoints, CQL):
 
     def _collect(self) -> None:
         """Whole episodes, one per runner or more, into the replay."""
-        start = time.perf_counter()
+        start, ahead = time.perf_counter(), self.stack.requested
         episodes = self.stack.collect(self._random_actions)
         for episode in episodes:
             self.local_replay_buffer.add_episode(episode.rows)
             self.summary.add_episode(len(episode.rows), self._training_score(episode))
         steps = sum(len(episode.rows) for episode in episodes)
         self._steps += steps
-        # The mean pace of a phase is the harmonic one: steps over seconds, so weigh by seconds.
-        seconds = time.perf_counter() - start
-        self._means.add({"env_steps_per_second": steps / seconds}, seconds)
+        if not ahead:  # of episodes that were collected during updates nobody knows how long they took
+            # The mean pace of a phase is the harmonic one: steps over seconds, so weigh by seconds.
+            seconds = time.perf_counter() - start
+            self._means.add({"env_steps_per_second": steps / seconds}, seconds)
 
     def take_in_requested(self) -> None:
         """Waits for the episodes that are being collected; the updates they earn follow in the next iteration."""
@@ -247,6 +262,7 @@ class CalQL(Checkpoints, CQL):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Plays the configured episodes with the present weights (RLlib)."""
         self._evaluated = True
+        self.load_initial_weights()
         return super().evaluate(*args, **kwargs)
 
     def _before_evaluate(self) -> None:
@@ -254,6 +270,8 @@ class CalQL(Checkpoints, CQL):
         group = self.eval_env_runner_group
         if group is None:
             return
+        # On the Policy stack RLlib's evaluations leave samples under way, which the next would count as its own.
+        group.fetch_ready_async_reqs(tags="env_runner_sample_and_get_metrics", timeout_seconds=None)
         group.foreach_env_runner(lambda runner: runner.restart_episodes())  # also notices which have died
         if group.num_remote_env_runners() > 0 and group.num_healthy_remote_workers() == 0:
             wait_for_one(self, group)  # restored runners begin with their first episode anyway
@@ -268,6 +286,7 @@ class CalQL(Checkpoints, CQL):
             explore: a sample of the policy, or its best action; by default as the config says.
             args, kwargs: RLlib's other arguments; only the Policy stack has a use for them.
         """
+        self.load_initial_weights()
         if args or kwargs:
             if self.config.enable_rl_module_and_learner:
                 raise ValueError("on the new API stack compute_single_action takes an observation and explore")

@@ -151,6 +151,7 @@ class Checkpoints(Algorithm):
             CheckpointError: there are other files in the folder. OSError: no room.
         """
         self.take_in_requested()
+        self.load_initial_weights()
         with whole_folder(checkpoint_dir, linked=self._checkpoint) as folder:
             self.stack.save(folder)
             self._replay_files.save(folder / REPLAY)
@@ -259,13 +260,13 @@ class Checkpoints(Algorithm):
     def _load(self, folder: Path, other_data: bool = False) -> None:
         run = json.loads((folder / RUN).read_text())
         check_same_data(run["dataset"], self.dataset, other_data)
+        if self.stack.requested:
+            self.stack.collect()  # under other weights, for another run
         if saved_on_policy_stack(folder) == (not self.config.enable_rl_module_and_learner):
             self.stack.load(folder)
         else:
             self.stack.load_update(saved_update(folder))
             self._iteration = run["training_iteration"]
-        if self.stack.requested:
-            self.stack.collect()  # under other weights, for another run
         self._weights_to_load = None
         if self.config.learns_reference and (folder / REFERENCE).exists():
             with np.load(folder / REFERENCE) as arrays:

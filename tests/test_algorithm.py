@@ -16,6 +16,7 @@ from ray.rllib.algorithms.cql import CQL, CQLConfig, CQLTorchPolicy
 from ray.tune.registry import get_trainable_cls
 
 from rllib_calql import CalQL, CalQLConfig, CalQLTorchPolicy
+from rllib_calql.checkpoint import saved_update
 from rllib_calql.data import DatasetError, DatasetWarning, Transitions
 from tests.conftest import collect_pendulum
 from tests.shared import shared_path
@@ -228,6 +229,11 @@ def test_weights_only_start(pendulum_data: Transitions, tmp_path: Path, new_stac
     second = small_config(
         pendulum_data, 0, new_stack, load_weights_from=str(tmp_path / "first"), tau=1e-9, **settings
     ).build_algo()
+    # Whatever needs them first: a checkpoint, an evaluation, an action, or an update.
+    second.save(str(tmp_path / "untrained"))
+    np.testing.assert_array_equal(
+        saved_update(tmp_path / "untrained")["weights"]["log_alpha"], expected["log_alpha"]
+    )
     assert second.train()["calql"]["num_updates"] == 10
     found = second.stack.weights()
     for name, array in expected.items():
@@ -239,6 +245,34 @@ def test_weights_only_start(pendulum_data: Transitions, tmp_path: Path, new_stac
     restored = CalQL.from_checkpoint(str(tmp_path / "second"), input_=pendulum_data)
     assert restored.train()["calql"]["num_updates"] == 20
     restored.stop()
+
+
+def test_weights_of_another_update_rule_are_refused(pendulum_data: Transitions, tmp_path: Path) -> None:
+    first = small_config(pendulum_data, 0).build_algo()
+    first.save(str(tmp_path / "first"))
+    first.stop()
+    settings = {"preset": "iql", "load_weights_from": str(tmp_path / "first"), "lagrangian": False}
+    second = small_config(pendulum_data, 0).update_from_dict(settings).build_algo()
+    with pytest.raises(ValueError, match=r"that run has other networks than this one \(.*value\."):
+        second.compute_single_action(np.zeros(3, np.float32))
+    second.stop()
+
+
+@BOTH_STACKS
+def test_restored_under_a_config_that_earns_fewer_updates(
+    pendulum_data: Transitions, tmp_path: Path, new_stack: bool
+) -> None:
+    settings = {"num_offline_updates": 10, "num_online_env_steps": 50}
+    first = small_config(pendulum_data, 0, new_stack, **settings, utd_ratio=1.0).build_algo()
+    while not first.complete:
+        first.train()
+    first.save(str(tmp_path / "first"))
+    first.stop()
+    second = small_config(pendulum_data, 0, new_stack, **settings, utd_ratio=0.2).build_algo()
+    second.restore(str(tmp_path / "first"))
+    assert second.complete
+    assert second.train()["calql"]["num_updates"] == 60
+    second.stop()
 
 
 def test_a_checkpoint_to_start_from_must_exist(pendulum_data: Transitions) -> None:

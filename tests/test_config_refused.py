@@ -166,7 +166,10 @@ def test_values_and_combinations_that_do_not_work(settings: dict[str, Any], mess
         ({"model": {"fcnet_hiddens": [8]}}, "policy_model_config and q_model_config"),
         ({"exploration_config": {"type": "Random"}}, "nothing: exploration is sampling from the policy"),
         ({"shuffle_buffer_size": 5}, "nothing: batches are drawn uniformly"),
-        ({"output": "/tmp/out"}, "nothing yet: recording is not supported"),
+        ({"output": "/tmp/out"}, "`calql data collect`: training does not record its episodes"),
+        ({"input_filesystem": "gcs"}, "input_ and input_config"),
+        ({"rollout_fragment_length": 50}, "nothing: online data enter as complete episodes"),
+        ({"algorithm_config_overrides_per_module": {"default_policy": {"gamma": 0.9}}}, "training(...)"),
     ],
 )
 def test_other_spellings_of_the_same_thing_name_what_to_use(settings: dict[str, Any], instead: str) -> None:

@@ -183,3 +183,36 @@ def test_a_killed_evaluation_runner_comes_back(pendulum_data: Transitions, new_s
     kill(algo.eval_env_runner_group, 1)
     assert np.isfinite([evaluated() for _ in range(2)]).all()
     algo.stop()
+
+
+@BOTH_STACKS
+@pytest.mark.parametrize(("num_runners", "num_envs"), [(0, 1), (1, 1), (0, 2)])
+def test_every_evaluation_plays_the_same_episodes(
+    pendulum_data: Transitions, new_stack: bool, num_runners: int, num_envs: int
+) -> None:
+    """RLlib leaves requests and episodes under way when an evaluation ends: the next one begins anew."""
+    config = config_of(pendulum_data, 0, new_stack).env_runners(num_envs_per_env_runner=num_envs)
+    config.evaluation(evaluation_interval=1, evaluation_duration=3, evaluation_num_env_runners=num_runners)
+    algo = config.build_algo()
+    found = [algo.evaluate()["env_runners"] for _ in range(3)]
+    number, mean = (
+        ("num_episodes", "episode_return_mean") if new_stack else ("episodes_this_iter", "episode_reward_mean")
+    )
+    assert [one[number] for one in found] == [found[0][number]] * 3
+    assert found[0][number] >= 3
+    assert [one[mean] for one in found] == pytest.approx([found[0][mean]] * 3)
+    algo.stop()
+
+
+def test_the_local_runner_knows_what_remote_ones_act_by(pendulum_data: Transitions) -> None:
+    """On the new stack RLlib gives its weights to runners that it brings back."""
+    algo = config_of(pendulum_data, 1, new_stack=True).build_algo()
+    algo.train()
+    algo.train()
+    own = algo.env_runner.module.get_state()
+    (theirs,) = algo.env_runner_group.foreach_env_runner(
+        lambda runner: runner.module.get_state(), local_env_runner=False
+    )
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(own[name], array, err_msg=name)
+    algo.stop()

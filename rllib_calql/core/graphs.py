@@ -58,7 +58,7 @@ class DeviceSteps:
     """Runs an update on rows of its own device, several steps per launch.
 
     Args:
-        update: whose tensors must stay in place from now on (its state may be set).
+        update: whose tensors must stay in place from now on: `set_state` makes other ones.
         rows: where batches are drawn.
     """
 

@@ -55,7 +55,8 @@ class CalQLTorchLearner(TorchLearner):
         self.calql = make_update(*spaces, settings, self._device, seed)
         if num_learners > 1:
             # Each sees every n-th row of the same batches, under the noise of these rows: together they do what
-            # one learner does with whole batches, and they stay bit-equal.
+            # one learner does with whole batches (but for AWAC's weights, whose mean is each learner's own), and
+            # they stay bit-equal.
             self.calql.shard = (self._learner_index, num_learners)
             self.calql.reduce_gradients = average
         module.share(self.calql)

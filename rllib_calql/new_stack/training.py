@@ -132,8 +132,9 @@ class LearnerStack:
         state = self._learners.get_state(
             components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
         )[COMPONENT_LEARNER]
+        if (local := self._algorithm.env_runner) is not None:
+            local.set_state(state)  # RLlib brings back runners that have died with this one's weights
         if not self._runners.remote:
-            self._algorithm.env_runner.set_state(state)
             return
         reference = ray.put(state)
         self._algorithm.env_runner_group.foreach_env_runner(

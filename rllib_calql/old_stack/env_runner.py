@@ -65,17 +65,21 @@ class CalQLRolloutWorker(RolloutWorker):
 
     def restart_episodes(self) -> None:
         """Counts episodes from the first again."""
-        self._drop_pending_episode()
+        self._drop_episodes()
         self._next_episode = 0
 
     def _drop_pending_episode(self) -> None:
         """Undoes the sampler's beginning of the next episode, whose first action came from the old weights."""
-        only_one = self.config.num_envs_per_env_runner == 1 and isinstance(self.async_env, VectorEnvWrapper)
-        if not (self._pending and only_one):
+        if self._pending and self.config.num_envs_per_env_runner == 1:
+            self._next_episode -= 1
+            self._kept_metrics += self.sampler.get_metrics()
+            self._drop_episodes()
+
+    def _drop_episodes(self) -> None:
+        """Every environment begins another episode at the next sample; those under way come to nothing."""
+        if not (self._pending and isinstance(self.async_env, VectorEnvWrapper)):
             return
-        self._next_episode -= 1
         self._pending = False
-        self._kept_metrics += self.sampler.get_metrics()
         self.async_env = VectorEnvWrapper(self.async_env.vector_env)
         self.sampler = SyncSampler(
             worker=self,
@@ -99,7 +103,7 @@ class CalQLRolloutWorker(RolloutWorker):
 
     def set_episode_state(self, state: dict[str, int]) -> None:
         """Goes on where `episode_state` was taken."""
-        self._drop_pending_episode()
+        self._drop_episodes()
         self._episode_entropy, self._next_episode = state["entropy"], state["next_episode"]
 
     def begin_other_episodes(self, number: int) -> None:

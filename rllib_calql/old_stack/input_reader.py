@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces import Box
 from ray.rllib.offline.input_reader import InputReader
 from ray.rllib.offline.io_context import IOContext
 from ray.rllib.policy.sample_batch import SampleBatch
@@ -51,7 +52,7 @@ class CalQLInputReader(InputReader):
         if ioctx.worker is not None:
             for policy in ioctx.worker.policy_map.values():
                 check_fits(raw, policy.observation_space, policy.action_space)
-                if not raw.metadata.actions_normalized:
+                if not raw.metadata.actions_normalized and isinstance(policy.action_space, Box):
                     settings.setdefault("action_low", policy.action_space.low)
                     settings.setdefault("action_high", policy.action_space.high)
         self._batch_size = ioctx.config["train_batch_size"]

@@ -119,9 +119,11 @@ class PolicyStack:
     def load(self, folder: Path) -> None:
         state = Algorithm._checkpoint_info_to_algorithm_state(get_checkpoint_info(str(folder)))
         Algorithm.__setstate__(self._algorithm, state)
+        self._resident = None  # recorded steps hold the optimiser's former tensors
 
     def load_update(self, state: Mapping[str, Any]) -> None:
         self.update.set_state(state)
+        self._resident = None
         self._policy.num_grad_updates = self.update.num_updates
         for runners in (self._algorithm.env_runner_group, self._algorithm.eval_env_runner_group):
             if runners is not None:
