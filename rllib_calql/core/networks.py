@@ -188,18 +188,14 @@ class CriticEnsemble(nn.Module):
                 self.norm_offsets.append(nn.Parameter(torch.zeros(num_critics, 1, width)))
         self.activation = ACTIVATIONS[activation]
 
-    def forward(self, observations: Tensor, actions: Tensor, members: Tensor | None = None) -> Tensor:
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Q-values of K actions per state; autograd can differentiate them by the actions only.
 
         Args:
             observations: (B, obs_dim).
             actions: (B, K, act_dim), in [-1, 1].
-            members: indices (M,) of the networks to evaluate (then without gradient); all E where None.
 
         Returns:
-            (E, B, K), or (M, B, K) with `members`.
+            (E, B, K).
         """
-        passes = CriticPasses(self)
-        if members is None:
-            return passes.values_of_actions(observations, actions)
-        return passes.values(observations, actions, members)
+        return CriticPasses(self).values_of_actions(observations, actions)

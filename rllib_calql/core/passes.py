@@ -54,7 +54,7 @@ class CriticPasses:
 
     @torch.no_grad()
     def values(self, observations: Tensor, actions: Tensor, members: Tensor | None = None) -> Tensor:
-        """Q-values without gradient; shapes as in `CriticEnsemble.forward`."""
+        """Q-values (E, B, K) without gradient; (M, B, K) of the networks `members` (M,) alone where given."""
         networks = self._networks if members is None else self._chosen(members)
         batch = self._load(networks, observations, actions)
         for group, pieces in zip(networks.groups, batch.pieces, strict=True):
