@@ -25,8 +25,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
     options = parser.parse_args()
     found = {path.name for path in options.out.iterdir()} if options.out.is_dir() else set()
-    if found and CONFIG.stem not in found:
-        parser.error(f"--out {options.out}: that folder holds something else than an earlier demo")
+    if others := found - {CONFIG.stem, "report"}:
+        parser.error(f"--out {options.out}: that folder holds something else than an earlier demo: {min(others)}")
     shutil.rmtree(options.out, ignore_errors=True)
     grid = ["preset={grid_search: [cal-ql, cql]}", f"seed={{grid_search: {options.seeds}}}"]
     settings = [argument for setting in [*grid, *options.set] for argument in ("--set", setting)]

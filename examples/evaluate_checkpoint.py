@@ -46,11 +46,11 @@ def main() -> None:
     returns, successes = [], []
     for episode in range(options.episodes):
         observation, _ = env.reset(seed=episode)
-        total, done, success = 0.0, False, False
+        total, done, success = 0.0, False, 0.0
         while not done:
             observation, reward, terminated, truncated, info = env.step(act(observation))
             total += float(reward)
-            success |= bool(info.get("success", terminated and float(reward) > 0.0))
+            success = max(success, float(info.get("success", terminated and float(reward) > 0.0)))
             done = terminated or truncated
         returns.append(total)
         successes.append(success)

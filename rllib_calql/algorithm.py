@@ -105,6 +105,7 @@ class CalQL(Checkpoints, CQL):
         # loaded (whose checkpoint may be gone later).
         self.reference_value: ReferenceValue | None = None
         self._weights_to_load = self.config.load_weights_from
+        self._num_restarts = 0  # of env runners
 
     @property
     def update(self) -> Update:
@@ -299,9 +300,10 @@ class CalQL(Checkpoints, CQL):
         """Brings back runners that have died (RLlib); those of the training phase begin new episodes."""
         restored = super().restore_env_runners(env_runner_group)
         if restored and env_runner_group is self.env_runner_group:
-            number = self.summary.num_online_env_steps
+            self._num_restarts += 1  # several may come before another step does
+            numbers = self.summary.num_online_env_steps, self._num_restarts
             env_runner_group.foreach_env_runner(
-                lambda runner: runner.begin_other_episodes(number),
+                lambda runner: runner.begin_other_episodes(*numbers),
                 local_env_runner=False,
                 remote_worker_ids=restored,
             )

@@ -83,6 +83,6 @@ def wait_for_one(algorithm: Algorithm, group: EnvRunnerGroup) -> None:
             time.sleep(1.0)
 
 
-def other_entropy(entropy: int, number: int) -> int:
+def other_entropy(entropy: int, *numbers: int) -> int:
     """Entropy for new episodes of a runner that has begun with `entropy` before: none of the old come again."""
-    return int(np.random.SeedSequence([entropy, number]).generate_state(1, np.uint64)[0])
+    return int(np.random.SeedSequence([entropy, *numbers]).generate_state(1, np.uint64)[0])

@@ -129,6 +129,13 @@ def test_evaluate_plays_the_checkpoints_policy(
     assert rllib(*arguments, "--episodes", "2").output.count("Episode") == 2
     assert rllib(*arguments).output.count("Episode") == 1
 
+    # what is damaged is not played
+    state = next(file for file in sorted(path.rglob("*.pkl")) if "polic" in str(file) or "learner" in str(file))
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert f"{state.name} of the checkpoint" in refused(rllib(*arguments))
+    state.write_bytes(whole)
+
     assert "no episode ended within --steps 10" in refused(rllib(*arguments, "--steps", "10"))
     assert "the checkpoint is of CalQL" in refused(rllib("evaluate", path, "--algo", "PPO"))
     wrong = refused(rllib("evaluate", path, "--env", "MountainCarContinuous-v0", "--config", "{env_config: {}}"))

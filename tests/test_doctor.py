@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from rllib_calql.cli import doctor_checks as checks
 from rllib_calql.cli.calql import app
-from rllib_calql.cli.doctor_figures import value_range
+from rllib_calql.cli.doctor_figures import evaluation_error, value_range
 from rllib_calql.cli.runs import Run
 from tests.recorded import a_run, offline, online, write_curve
 
@@ -262,6 +262,20 @@ def test_recorded_runs() -> None:
     done = doctor(RESULTS / "precision" / "pointmaze-float32-1.json")
     assert done.exit_code == 0
     assert f"Nothing found in {len(checks.CHECKS)} checks." in done.output
+
+
+def test_what_the_limits_of_returns_do_not_hold_for() -> None:
+    with_entropy = pre_training({"deterministic_backup": False}, q_data_mean=[-650.0])
+    assert checks.diverging_q(with_entropy) is None  # Q holds the entropy to come, too
+    assert checks.diverging_q(pre_training(q_data_mean=[-650.0])) is not None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"evaluation_duration": "auto"}, {"evaluation_duration": 900, "evaluation_duration_unit": "timesteps"}],
+)
+def test_evaluations_of_no_known_number_of_episodes(settings: dict[str, Any]) -> None:
+    assert evaluation_error(a_run([], **settings), 0.5) == pytest.approx(math.sqrt(0.25 / 10))
 
 
 def test_a_run_without_a_result_yet_keeps_no_other_waiting(tmp_path: Path) -> None:

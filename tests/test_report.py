@@ -121,9 +121,14 @@ def test_reads_trials_and_curves_from_folders(tmp_path: Path) -> None:
     (tmp_path / "experiment" / "basic-variant-state-1.json").write_bytes(
         b"\x80\x04"
     )  # a pickle, so called by Tune
-    with (trial / "result.json").open("a") as file:  # a restored trial's repetition, and a line cut by a kill
-        file.write(json.dumps({"training_iteration": 4, "calql": online(999, normalized_score=1.0)}) + '\n{"tr')
+    with (trial / "result.json").open("a") as file:
+        # What is done after iteration 3 comes to nothing, as the trial is restored there; a line is cut by a kill.
+        for iteration, steps in ((5, 300), (6, 400), (4, 999)):
+            row = {"training_iteration": iteration, "calql": online(steps, normalized_score=1.0)}
+            file.write(json.dumps(row) + "\n")
+        file.write('{"tr')
     write_curve(tmp_path / "curve.json", curve)
+    (tmp_path / "output-1.json").write_text('{"type": "SampleBatch"}\n{"type": "SampleBatch"}\n')
     (tmp_path / "figures.json").write_text('{"updates_per_second": 3}')
     tuned, recorded = read_runs([str(tmp_path)])
     assert (tuned.preset, tuned.seed, tuned.settings["num_critics"]) == ("cql", 3, 2)
@@ -203,6 +208,19 @@ def test_runs_that_are_not_like_the_others_are_named() -> None:
         ("no result yet",),
         ("never evaluated", "ends before the switch, at update 500", again),
         ("not evaluated before the switch", again),
+    ]
+
+
+def test_offline_runs_and_runs_on_other_data_are_named() -> None:
+    offline_only: dict[str, Any] = {"num_online_env_steps": 0, "input": "robot1/logs"}
+    runs = [
+        a_run([offline(1000, normalized_score=0.5)], seed=0, **offline_only),
+        a_run([offline(100, normalized_score=0.5)], seed=1, **{**offline_only, "input": "robot2/logs"}),
+    ]
+    ((members,),) = [methods.values() for methods in grouped(runs).values()]
+    assert [member.notes for member in members] == [
+        ("input is not the same in all runs: robot1/logs",),
+        ("shorter than others: 100 of 1,000 updates", "input is not the same in all runs: robot2/logs"),
     ]
 
 

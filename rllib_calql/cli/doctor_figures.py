@@ -49,6 +49,7 @@ def value_range(run: Run) -> tuple[float, float] | None:
 
 def evaluation_error(run: Run, *scores: float) -> float:
     """Standard error of a difference between success rates."""
-    episodes = max(1, int(setting(run, "evaluation_duration", 10)))
+    duration, unit = setting(run, "evaluation_duration", 10), setting(run, "evaluation_duration_unit", "episodes")
+    episodes = max(1, duration) if isinstance(duration, int) and unit == "episodes" else 10
     clipped = [min(1.0, max(0.0, score)) for score in scores]
     return math.sqrt(sum(max(score * (1.0 - score), 1.0 / episodes / 4) / episodes for score in clipped))

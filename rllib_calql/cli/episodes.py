@@ -52,8 +52,13 @@ def environment_for(trained: Trained, changes: Mapping[str, Any], arguments: Map
 def check_spaces(env: gym.Env, trained: Trained) -> None:
     for what in ("observation_space", "action_space"):
         has, needs = getattr(env, what), getattr(trained, what)
-        if type(has) is not type(needs) or has.shape != needs.shape:
+        if type(has) is not type(needs) or _size(has) != _size(needs):
             raise UserError(f"the environment has {what} {has}, but the policy was made for {needs}")
+
+
+def _size(space: gym.Space) -> tuple[Any, ...]:
+    flat = gym.spaces.flatdim(space) if space.is_np_flattenable else None
+    return space.shape, flat, getattr(space, "start", None)  # of Discrete spaces, whose shape says nothing
 
 
 def play(

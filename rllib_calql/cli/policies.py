@@ -36,6 +36,7 @@ from rllib_calql.cli.common import UserError
 from rllib_calql.cli.experiments import algorithm_class
 from rllib_calql.core.update import Update
 from rllib_calql.data.frames import frame_layout
+from rllib_calql.data.whole import MANIFEST, CheckpointError, check_whole, recover
 from rllib_calql.new_stack.rl_module import CalQLTorchRLModule
 from rllib_calql.old_stack.policy import CalQLTorchPolicy
 
@@ -57,8 +58,17 @@ class Trained:
 
 
 def restored(checkpoint: Path, algo: str | None = None) -> Trained:
-    """The policy in an algorithm's checkpoint; UserError where it is none, or not one of `algo`."""
-    checkpoint = checkpoint.resolve()
+    """The policy in an algorithm's checkpoint.
+
+    Raises:
+        UserError: it is none, not one of `algo`, or one of CalQL's that is damaged.
+    """
+    checkpoint = recover(checkpoint).resolve()
+    if (checkpoint / RUN).is_file() or (checkpoint / MANIFEST).is_file():
+        try:
+            check_whole(checkpoint)
+        except CheckpointError as error:
+            raise UserError(str(error)) from error
     new_stack = (checkpoint / "class_and_ctor_args.pkl").is_file()
     if not new_stack and not (checkpoint / "policies").is_dir():
         raise UserError(f"{checkpoint} is not an RLlib checkpoint (a folder such as .../checkpoint_000003)")

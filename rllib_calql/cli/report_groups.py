@@ -147,9 +147,13 @@ def _notes(run: Run, group: Sequence[Run]) -> Iterable[str]:
     planned = run.settings.get("num_online_env_steps") or 0
     if not run.online and planned:
         yield f"ends before the switch, at update {run.curve[-1]['num_updates']:,}"
-    steps = run.curve[-1]["num_online_env_steps"]
-    longest = max(one.curve[-1]["num_online_env_steps"] for one in group if one.curve)
-    if run.online and steps < _SHORT * longest:
-        yield f"shorter than others: {steps:,} of {longest:,} environment steps"
+    name, what = ("num_online_env_steps", "environment steps") if run.online else ("num_updates", "updates")
+    length = run.curve[-1][name]
+    longest = max(one.curve[-1][name] for one in group if one.curve)
+    if length < _SHORT * longest and (run.online or not planned):
+        yield f"shorter than others: {length:,} of {longest:,} {what}"
+    names = {name for one in group for name in one.given if name.startswith(("input", "env_config"))}
+    for name in differing([one.settings for one in group], names):
+        yield f"{name} is not the same in all runs: {short(run.settings.get(name))}"
     if sum(one.seed == run.seed for one in group) > 1:
         yield "another run has the same seed"

@@ -82,7 +82,7 @@ def _read(path: Path) -> Iterator[Run]:
         for file in sorted(path.rglob("*.json")):
             # (Tune's own files and those of checkpoints are nobody's learning curve, and some are no JSON.)
             below_trial = any(trial in file.parents for trial in trials)
-            if not below_trial and file.parent not in experiments and is_curve(read_json(file)):
+            if not below_trial and file.parent not in experiments and is_curve(_document(file)):
                 yield read_curve(file)
     elif path.name == RESULTS:
         yield read_trial(path.parent)
@@ -90,6 +90,16 @@ def _read(path: Path) -> Iterator[Run]:
         yield read_curve(path)
     else:
         raise UserError(f"{path}: there is no such file or folder")
+
+
+def _document(path: Path) -> Any:
+    """`read_json`; None of several lines of JSON, such as RLlib's logs of episodes."""
+    try:
+        return read_json(path)
+    except UserError as error:
+        if isinstance(error.__cause__, json.JSONDecodeError) and error.__cause__.msg == "Extra data":
+            return None
+        raise
 
 
 def read_curve(path: Path) -> Run:
@@ -106,27 +116,29 @@ def read_curve(path: Path) -> Run:
 def read_trial(folder: Path) -> Run:
     """The run of a trial's folder, as far as it has come."""
     given = dict(flat(read_json(folder / PARAMETERS))) if (folder / PARAMETERS).is_file() else {}
-    config: dict[str, Any] = {}
-    curve: dict[int, Row] = {}
-    for row in trial_rows(folder / RESULTS):
-        config = dict(flat(row.get("config", {})))  # the last one: population based training changes it on the way
-        # A restored trial repeats iterations: the later ones count.
-        curve[row["training_iteration"]] = _checked(row.get("calql"), str(folder / RESULTS))
-    rows = [curve[iteration] for iteration in sorted(curve)]
+    found = trial_rows(folder / RESULTS)
+    rows = [_checked(row.get("calql"), str(folder / RESULTS)) for row in found]
+    # The last one: population based training changes it on the way.
+    config = dict(flat(found[-1].get("config", {}))) if found else {}
     settings = {**_defaults(), **given, **config}
     return Run(str(folder), settings, frozenset(given), given.get("preset"), rows)
 
 
-def trial_rows(path: Path) -> Iterator[dict[str, Any]]:
+def trial_rows(path: Path) -> list[dict[str, Any]]:
     """The results of a trial; a line that was being written when the process died is left out."""
+    rows: list[dict[str, Any]] = []
     if not path.is_file():
-        return
+        return rows
     for line in path.read_text(errors="replace").splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        yield row
+        # A restored trial goes on from an earlier iteration: what it had done after that counts no more.
+        while rows and rows[-1]["training_iteration"] >= row["training_iteration"]:
+            rows.pop()
+        rows.append(row)
+    return rows
 
 
 def is_curve(document: Any) -> bool:

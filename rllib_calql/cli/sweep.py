@@ -113,7 +113,7 @@ def read_trials(folder: Path, metric: str) -> list[SweepTrial]:
 def _read_trial(folder: Path, metric: str) -> SweepTrial:
     given = dict(flat(read_json(folder / PARAMETERS)))
     config = given
-    curve: dict[int, Point] = {}
+    points: list[Point] = []
     last: Mapping[str, Any] = {}
     for row in trial_rows(folder / RESULTS):
         last = row
@@ -123,15 +123,13 @@ def _read_trial(folder: Path, metric: str) -> SweepTrial:
         score = figures.get(metric)
         if isinstance(score, int | float) and math.isfinite(score):
             progress = next(float(figures[name]) for name in PROGRESS if name in figures)
-            # A restored trial repeats iterations: the later ones count.
-            curve[iteration] = Point(iteration, progress, figures.get("calql.phase", ""), float(score))
+            points.append(Point(iteration, progress, figures.get("calql.phase", ""), float(score)))
     if last.get("done"):
         status = "ended"
     elif (folder / FAILURE).is_file():
         status = "failed"
     else:
         status = "unfinished" if last else "no result"
-    points = [curve[iteration] for iteration in sorted(curve)]
     iterations = int(last.get("training_iteration", 0))
     name = re.search(r"[0-9a-f]+_\d{5}(?=_\d)", folder.name)  # Tune's id of the trial
     return SweepTrial(name[0] if name else folder.name, status, iterations, config, frozenset(given), points)

@@ -79,7 +79,7 @@ class CategoricalActor(MLP):
 class DiscreteCriticEnsemble(CriticEnsemble):
     """E independent networks Q_i(s), each with an output for every action."""
 
-    def forward(self, observations: Tensor, members: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, observations: Tensor, members: Tensor | None = None) -> Tensor:
         """Observations (B, obs_dim) -> Q-values (E, B, n); of the networks `members` (M,) alone where given."""
         weights, biases, scales, offsets = (
             [parameter if members is None else parameter[members] for parameter in group]

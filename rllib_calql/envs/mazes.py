@@ -159,7 +159,8 @@ class AntMaze(Maze):
             does, centre + U(0, 1) + U(0, 0.5) metres on each axis.
         goal_radius: metres, instead of the frame's.
         random_start: instead of the start cell, start in each free cell but the goal's once, in random order,
-            then begin the next round. As many evaluation episodes as there are such cells weigh them alike.
+            then begin the next round. A reset with a seed begins a new round, so that in training and evaluation,
+            whose episodes all have seeds, every episode draws its cell by itself.
         position_noise: the start is uniform within this share of a cell around its centre.
         reset_noise_scale: noise of the ant's own start pose and velocity, D4RL's 0.1 by default.
         dynamics: "d4rl" or "gymnasium", the frame's by default. They are different robots: D4RL's moves in

@@ -123,9 +123,9 @@ class CalQLEnvRunner(SingleAgentEnvRunner):
             self.env.unwrapped.set_attr("entropy", self._entropy)
             self.env.unwrapped.set_attr("next_episode", self._next_episodes)
 
-    def begin_other_episodes(self, number: int) -> None:
-        """Begins episodes that neither this runner nor the one it replaces has had; others for each number."""
-        self.set_episode_state({"entropy": other_entropy(self._entropy, number), "next_episode": 0})
+    def begin_other_episodes(self, *numbers: int) -> None:
+        """Begins episodes that neither this runner nor the one it replaces has had; others for other numbers."""
+        self.set_episode_state({"entropy": other_entropy(self._entropy, *numbers), "next_episode": 0})
 
     def _count_from(self, entropy: Any, next_episode: int, num_envs: int) -> None:
         self._entropy = int(entropy)

@@ -106,9 +106,9 @@ class CalQLRolloutWorker(RolloutWorker):
         self._drop_episodes()
         self._episode_entropy, self._next_episode = state["entropy"], state["next_episode"]
 
-    def begin_other_episodes(self, number: int) -> None:
-        """Begins episodes that neither this runner nor the one it replaces has had; others for each number."""
-        self.set_episode_state({"entropy": other_entropy(self._episode_entropy, number), "next_episode": 0})
+    def begin_other_episodes(self, *numbers: int) -> None:
+        """Begins episodes that neither this runner nor the one it replaces has had; others for other numbers."""
+        self.set_episode_state({"entropy": other_entropy(self._episode_entropy, *numbers), "next_episode": 0})
 
     def get_weights(self, policies: Any = None, inference_only: bool = False) -> dict[str, Any]:
         """Weights by policy; `inference_only` leaves the critics out."""
