@@ -115,6 +115,12 @@ def test_nested_observations_images_and_discrete_actions(tmp_path: Path) -> None
     np.testing.assert_array_equal(vectors.observations, np.concatenate(expected, axis=1).astype("f4"))
 
 
+def test_truth_values_are_numbers_and_no_images() -> None:
+    board = np.random.default_rng(0).random((N, 3, 3)) < 0.5
+    data = open_dataset(columns(observations=board, next_observations=None))
+    np.testing.assert_array_equal(data.observations, board[: len(data)].reshape(-1, 9).astype(np.float32))
+
+
 @pytest.mark.parametrize("kind", ["fortran", ">f8", "f2", "i1"])
 def test_any_array_of_numbers(tmp_path: Path, kind: str) -> None:
     numbers = np.arange(N * 3).reshape(N, 3) % 100
@@ -249,6 +255,8 @@ def test_options(tmp_path: Path) -> None:
     path = written(tmp_path / "data.npz", **columns())
     with pytest.raises(DatasetError, match=r"data\.npz is not read as a pickle: leave out allow_pickle"):
         open_dataset(path, allow_pickle=True)
+    with pytest.raises(DatasetError, match="a dict of arrays is not read as a pickle"):
+        open_dataset(columns(), allow_pickle=True)
     with pytest.raises(DatasetError, match="unknown option reward for arrays: it takes columns, success_reward"):
         open_dataset(columns(), reward=1)
     with pytest.raises(DatasetError, match="no row has the success_reward 5"):

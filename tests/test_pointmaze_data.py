@@ -115,6 +115,9 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(DatasetError, match=r"pointmaze-small-\w+.npz is damaged .*delete it"):
         pointmaze.open("small")
+    file.write_bytes(b"")
+    with pytest.raises(DatasetError, match="is damaged"):
+        pointmaze.open("small")
     np.savez(file, observations=np.zeros((3, 4)))
     with pytest.raises(DatasetError, match=r"is damaged .*missing"):
         pointmaze.open("small")

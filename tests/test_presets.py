@@ -50,6 +50,14 @@ def test_settings_count_in_their_order() -> None:
     assert (config.mixing_ratio, config.lagrangian, config.min_q_weight, config.tau) == (-1.0, False, 2.0, 0.1)
 
 
+def test_a_preset_replaces_another_methods_settings() -> None:
+    awac = CalQLConfig.preset("awac")
+    awac.update_from_dict({"preset": "cql"})
+    assert awac.update_rule == "sac"
+    cloning = CalQLConfig().update_from_dict({"bc_iters": 20_000, "preset": "sac"})
+    assert cloning.bc_iters == 0
+
+
 def experiment(folder: Path, *settings: str, **config: Any) -> CalQLConfig:
     """The config of a task's file with `config` over it, as `rllib train file` reads it with --set SETTINGS."""
     (folder / "task.yaml").write_text(yaml.safe_dump({"task": TASK}))

@@ -11,12 +11,13 @@ from typing import Any
 
 import lz4.frame
 import msgpack
+import msgpack_numpy
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rllib_calql.data import DatasetError, open_dataset
+from rllib_calql.data import DatasetError, DatasetWarning, open_dataset
 from rllib_calql.data.sources import open_source
 
 
@@ -67,7 +68,8 @@ def test_interleaved_fragments_unfinished_episodes_and_repeats(tmp_path: Path) -
     ]
     write(tmp_path / "worker-0.json", *lines[:2])
     write(tmp_path / "worker-1.json", *lines[2:])
-    data = open_dataset(tmp_path)
+    with pytest.warns(DatasetWarning, match="4 rows have the episode and the step of another one"):
+        data = open_dataset(tmp_path)
     np.testing.assert_array_equal(data.observations[:, 0], [0, 1, 2, 5])
     np.testing.assert_array_equal(data.truncated, [0, 0, 1, 1])
     np.testing.assert_array_equal(data.final_observations[:, 0], [3, 6])
@@ -191,6 +193,24 @@ def test_episode_of_arrays_that_would_unpickle(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="not an episode of RLlib"):
         open_dataset(tmp_path)
     assert not Path("evil").exists()
+
+
+def test_episode_of_tuples(tmp_path: Path) -> None:
+    """msgpack gives tuples back as lists."""
+
+    def buffer(data: Any) -> dict[str, Any]:
+        return {"data": data, "lookback": 0, "finalized": True}
+
+    state = {"id_": "a", "t_started": 0, "is_terminated": True, "is_truncated": False}
+    observations = (np.zeros((3, 2), np.float32), np.ones((3, 1), np.float32))
+    columns = {
+        "observations": buffer(observations),
+        "actions": buffer(np.zeros((2, 1), np.float32)),
+        "rewards": buffer(np.zeros(2)),
+    }
+    item = msgpack.packb({**state, **columns}, default=msgpack_numpy.encode)
+    pq.write_table(pa.table({"item": [item]}), tmp_path / "a.parquet")
+    np.testing.assert_array_equal(open_dataset(tmp_path).observations, [[0.0, 0.0, 1.0]] * 2)
 
 
 def test_steps_of_several_agents(tmp_path: Path) -> None:

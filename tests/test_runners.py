@@ -216,3 +216,23 @@ def test_the_local_runner_knows_what_remote_ones_act_by(pendulum_data: Transitio
     for name, array in theirs.items():
         np.testing.assert_array_equal(own[name], array, err_msg=name)
     algo.stop()
+
+
+class Unsorted(gym.Wrapper):
+    """Pendulum, its observation as a Dict whose keys RLlib and gymnasium would flatten in different orders."""
+
+    def __init__(self, config: Any) -> None:
+        env = gym.make("Pendulum-v1", max_episode_steps=50)
+        space = gym.spaces.Dict(speed=gym.spaces.Box(-8.0, 8.0, (1,)), place=gym.spaces.Box(-1.0, 1.0, (2,)))
+        super().__init__(
+            gym.wrappers.TransformObservation(env, lambda seen: {"speed": seen[2:], "place": seen[:2]}, space)
+        )
+
+
+@BOTH_STACKS
+def test_dicts_that_are_flattened_in_two_ways_are_refused(pendulum_data: Transitions, new_stack: bool) -> None:
+    config = config_of(pendulum_data, 0, new_stack).environment(Unsorted, env_config={})
+    with pytest.raises(ValueError, match=r"a Dict with the keys \['speed', 'place'\], which are not sorted"):
+        config.plan()
+    with pytest.raises(ValueError, match=r"a Dict with the keys \['speed', 'place'\], which are not sorted"):
+        config.build_algo()

@@ -227,6 +227,8 @@ def test_an_episode_per_row(tmp_path: Path, changes: dict[str, Any]) -> None:
     ("changes", "message"),
     [
         ({"rewards": [[1.0, 2.0, 3.0], None]}, "a.parquet: column 'rewards', row 1 is null"),
+        ({"terminated": [True, None]}, "a.parquet: column 'terminated', row 1 is null"),
+        ({"terminated": [float("nan"), 1.0]}, "a.parquet: column 'terminated', row 0 is null"),
         (
             {"rewards": [[1.0, 2.0, 3.0], [4.0]]},
             "'observations', row 1 has 3 steps, the rewards 1 and observations",

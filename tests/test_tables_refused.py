@@ -77,6 +77,14 @@ def test_wrong_options(tmp_path: Path, options: dict[str, Any], message: str) ->
         open_dataset(tmp_path, **options)
 
 
+def test_an_episode_that_comes_back_with_a_batch_of_its_own(tmp_path: Path) -> None:
+    table = pa.table(columns(episode_id=[0, 1, 1, 0, 2]))
+    with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as file:
+        file.write_table(table, max_chunksize=3)
+    with pytest.raises(DatasetError, match="row 3 comes back to episode 0"):
+        open_dataset(tmp_path)
+
+
 def test_rows_are_counted_within_their_file(tmp_path: Path) -> None:
     write(tmp_path / "part-1.parquet", columns())
     write(tmp_path / "part-2.parquet", columns(rewards=with_null([1.0] * 5, 1)), row_group_size=1)

@@ -22,13 +22,14 @@ def test_arrays_and_builtins(protocol: int) -> None:
     value = {
         "array": np.arange(6, dtype=np.float32).reshape(2, 3),
         "fortran": np.asfortranarray(np.arange(6).reshape(2, 3)),
+        "transposed": np.arange(24).reshape(2, 3, 4).transpose(0, 2, 1),
         "objects": np.array([None, {"a": 1}], dtype=object),
         "scalar": np.float64(2.5),
         "ordered": OrderedDict(a=1),
         "list": [1, "text", (True, None), b"bytes", bytearray(b"b"), {1, 2}, 1j],
     }
     read = unpickle(pickle.dumps(value, protocol=protocol))
-    for name in ("array", "fortran"):
+    for name in ("array", "fortran", "transposed"):
         np.testing.assert_array_equal(read[name], value[name])
     assert read["objects"].tolist() == [None, {"a": 1}]
     assert read["scalar"] == 2.5

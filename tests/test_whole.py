@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,12 @@ def test_foreign_files_are_neither_lost_nor_taken_for_a_checkpoint(tmp_path: Pat
     assert (target / "notes.txt").read_text() == "mine"
     assert (target / "sub/file").read_text() == "second"
     check_whole(target)
+    assert sorted(path.name for path in target.parent.iterdir()) == ["checkpoint"]
+    # killed before it was carried over: the next save does it
+    shutil.copytree(target, target.with_name(".checkpoint.previous"))
+    (target / "notes.txt").unlink()
+    save(target, "third")
+    assert (target / "notes.txt").read_text() == "mine"
     assert sorted(path.name for path in target.parent.iterdir()) == ["checkpoint"]
 
 

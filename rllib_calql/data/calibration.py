@@ -49,7 +49,7 @@ def _failure_rule(summary: Summary, preparation: Preparation) -> Iterator[Findin
             )
         return
     said = ", ".join(f"{value:g}" for value in values) if values else "dense"
-    if not any(np.isclose(value, given) for value in values):
+    if not np.isclose(values or summary.best_rewards, given).any():
         yield Finding(
             "warning",
             f"sparse_failure_reward={given:g} is no reward of these data (rewards: {said}), so it does nothing",

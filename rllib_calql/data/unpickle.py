@@ -152,11 +152,14 @@ def _reconstruct(subtype: Any, *_: Any) -> _Array:
     return _Array()
 
 
-def _frombuffer(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+def _frombuffer(content: Any, dtype: Any, shape: Any, order: Any, axis_order: Any = None) -> np.ndarray:
     dtype = dtype.dtype if isinstance(dtype, _Dtype) else dtype
     if dtype.hasobject:
         raise ValueError("objects as bytes")
-    return np.frombuffer(_bytes(content), dtype).reshape(shape, order=order).copy()
+    flat = np.frombuffer(_bytes(content), dtype)
+    if order == "K":  # as numpy 2.4 writes transposed arrays
+        return flat.reshape(shape).transpose(axis_order).copy()
+    return flat.reshape(shape, order=order).copy()
 
 
 def _scalar(dtype: Any, content: Any = b"") -> Any:

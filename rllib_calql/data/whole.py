@@ -147,18 +147,25 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _put_in_place(partial: Path, path: Path) -> None:
-    previous = _beside(path, "previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    _sync(partial)
-    if (path / MANIFEST).exists():
-        own = {name.split("/")[0] for name in _listed_if_whole(path)} | {MANIFEST}
-        path.rename(previous)
-        partial.rename(path)
+def _carry_over(previous: Path, path: Path) -> None:
+    """Moves what is somebody else's from the earlier folder to the present one; the rest is deleted."""
+    if (previous / MANIFEST).exists():  # else it is being deleted already
+        own = {name.split("/")[0] for name in _listed_if_whole(previous)} | {MANIFEST}
         for other in previous.iterdir():
             if other.name not in own and not (path / other.name).exists():
                 other.rename(path / other.name)
-        shutil.rmtree(previous)
+    shutil.rmtree(previous)
+
+
+def _put_in_place(partial: Path, path: Path) -> None:
+    previous = _beside(path, "previous")
+    if previous.exists():  # of a process that was killed while it carried files over
+        _carry_over(previous, path)
+    _sync(partial)
+    if (path / MANIFEST).exists():
+        path.rename(previous)
+        partial.rename(path)
+        _carry_over(previous, path)
     else:
         partial.rename(path)  # also takes the place of an empty folder
     _sync(path.parent)

@@ -230,7 +230,7 @@ def _arrow(array: np.ndarray) -> pa.Array:
     if array.ndim == 1:
         return pa.array(array)
     if array.dtype.kind == "b":
-        array = array.view(np.uint8)  # Arrow's booleans are bits
+        array = array.astype(np.float32)  # Arrow's booleans are bits
     kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(array.dtype), array.shape[1:])
     numbers = pa.array(np.ascontiguousarray(array).reshape(-1))
     storage = pa.FixedSizeListArray.from_arrays(numbers, math.prod(array.shape[1:]))

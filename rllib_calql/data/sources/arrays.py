@@ -67,6 +67,8 @@ def open(
 
 def _open(path: str | Path | Mapping[str, Any], columns: Mapping[str, Any], allow_pickle: bool) -> Source:
     if isinstance(path, Mapping):
+        if allow_pickle:
+            raise DatasetError("a dict of arrays is not read as a pickle: leave out allow_pickle")
         return open_table([ArrayColumns("the given arrays", path)], columns)
     path = Path(path).expanduser()
     if path.suffix.lower() not in PICKLED:

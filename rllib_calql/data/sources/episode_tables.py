@@ -90,6 +90,9 @@ class EpisodeTable:
         if not _is_list(column.type):
             if name not in [self.columns.get(role) for role in FLAGS]:
                 return column.take(pa.array(np.repeat(np.arange(len(lengths)), lengths)))
+            unknown = column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
+            if unknown.any():
+                raise DatasetError(f"{self.file}: column {name!r}, row {first + int(np.argmax(unknown))} is null")
             # A flag of the episode is one of its last step.
             flags = np.zeros(int(lengths.sum()), dtype=bool)
             flags[ends[lengths > 0] - 1] = column.to_numpy(zero_copy_only=False)[lengths > 0] != 0

@@ -6,6 +6,7 @@ import hashlib
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,7 +75,7 @@ def made_once(
     try:
         with np.load(path, allow_pickle=False) as columns:
             return Transitions(**columns)
-    except (ValueError, TypeError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, KeyError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
         raise DatasetError(f"{path} is damaged ({error}): delete it, and it is made again") from error
 
 

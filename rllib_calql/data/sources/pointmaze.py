@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import tree
+from filelock import FileLock
 
 from rllib_calql.data.sources.made import made_once, made_path, played, recipe_of
 from rllib_calql.data.storage import open_folder
@@ -113,7 +114,11 @@ def open(name: str, *, cache_dir: str | Path | None = None) -> Transitions:
     recipe = recipe_of("pointmaze", name, RECIPES)
     if "Visual" in recipe.env_id:
         path = made_path(f"pointmaze-{name}", recipe, cache_dir)
-        return open_folder(path) if path.exists() else write_dataset(generate(recipe), path, observations="keep")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):  # trials that start together make it once
+            if not path.exists():
+                write_dataset(generate(recipe), path, observations="keep")
+        return open_folder(path)
     return made_once(f"pointmaze-{name}", recipe, lambda: generate(recipe), cache_dir)
 
 

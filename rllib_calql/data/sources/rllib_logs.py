@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from rllib_calql.data.errors import DatasetError
+from rllib_calql.data.errors import DatasetError, DatasetWarning
 from rllib_calql.data.rows import Metadata, Rows, Source, cut_off, gather, join
 from rllib_calql.data.sources.files import data_files
 
@@ -48,6 +49,7 @@ class RLlibLog:
         waiting: dict[Hashable, list[Rows]] = {}
         next_steps: dict[Hashable, int] = {}
         ended: set[Hashable] = set()
+        again = 0
         for fragment in self.fragments():
             rows = fragment.rows
             if fragment.episode is None:
@@ -56,6 +58,7 @@ class RLlibLog:
             if fragment.start is not None:
                 end = fragment.start + len(rows)
                 known = next_steps.get(fragment.episode, fragment.start)
+                again += min(end, max(known, fragment.start)) - fragment.start
                 if end <= known:
                     continue
                 rows = rows.take(slice(max(0, known - fragment.start), None))
@@ -63,6 +66,7 @@ class RLlibLog:
                 if known < fragment.start and fragment.episode in waiting:  # steps are missing
                     yield cut_off(join(waiting.pop(fragment.episode)))
             elif fragment.episode in ended:
+                again += len(rows)
                 continue
             waiting.setdefault(fragment.episode, []).append(rows)
             if rows.terminated[-1] or rows.truncated[-1]:
@@ -70,6 +74,13 @@ class RLlibLog:
                 yield join(waiting.pop(fragment.episode))
         for parts in waiting.values():
             yield cut_off(join(parts))
+        if again:
+            warnings.warn(
+                f"{again} rows have the episode and the step of another one: each step was read once (logs of two "
+                "runs with one seed can number their episodes alike: give them as two datasets)",
+                DatasetWarning,
+                stacklevel=2,
+            )
 
 
 def open_json(path: str | Path, *, allow_pickle: bool = False, dones: Dones = "terminated") -> Source:

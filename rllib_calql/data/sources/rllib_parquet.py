@@ -144,7 +144,14 @@ def _data(buffer: Mapping[str, Any]) -> Tree:
     """What an episode's buffer holds after its look-back: (n, ...) arrays."""
     data, lookback = buffer["data"], int(buffer["lookback"])
     stacked = data if buffer["finalized"] else _stacked(data)
-    return tree.map_structure(lambda leaf: leaf[lookback:], stacked)
+    return tree.map_structure(lambda leaf: leaf[lookback:], _tuples(stacked))
+
+
+def _tuples(value: Any) -> Tree:
+    """msgpack gives back tuples as lists."""
+    if isinstance(value, dict):
+        return {key: _tuples(entry) for key, entry in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _stacked(steps: list[Any]) -> Tree:

@@ -176,9 +176,10 @@ class _Marks:
         if "episode_id" in reader.columns:
             ids = reader.ids()
             changes = np.append(self._last_id is not None and ids[0] != self._last_id, ids[1:] != ids[:-1])
-            self._seen.add(ids[0])
+            if not changes[0]:
+                self._seen.add(ids[0])
             for row in np.flatnonzero(changes):
-                if ids[row] in self._seen and row > 0:
+                if ids[row] in self._seen:
                     raise reader.error(
                         str(reader.columns["episode_id"]),
                         f"comes back to episode {ids[row]}, whose rows must follow each other: sort the rows by "
