@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import cycle, product
@@ -30,6 +31,7 @@ VALUES = {
 }
 COLUMNS = 3  # panels side by side
 PANEL = (4.2, 3.1)  # inches
+WIDTH = 40  # letters that fit over a panel
 FONTS = {"font.size": 11, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False}
 
 
@@ -103,7 +105,7 @@ def by_task(groups: Groups, metric: str, label: str, scale: float = 1.0) -> Figu
     for (task, methods), panel in zip(bands.items(), axes.flat, strict=False):
         for method, found in methods.items():
             _line(panel, found, scale, styles[method])
-        panel.set_title(task)
+        panel.set_title(textwrap.fill(task, WIDTH))
         panel.set_ylim(-0.03 * scale, 1.03 * scale)
         _switch(panel, groups[task])
     for empty in axes.flat[len(bands) :]:
@@ -134,7 +136,7 @@ def values(groups: Groups) -> Figure | None:
             for name, curve in bands[task, method].items():
                 if curve is not None:
                     _line(panel, curve, 1.0, VALUES[name][1])
-            panel.set_title(f"{task}\n{method}")
+            panel.set_title(f"{textwrap.fill(task, WIDTH)}\n{method}")
             _switch(panel, {method: groups[task][method]})
         for empty in panels[len(shown) :]:
             empty.set_visible(False)
