@@ -194,16 +194,16 @@ class CalQL(Checkpoints, CQL):
 
     def load_initial_weights(self) -> None:
         """Takes over the weights that the run is to start from, once; before anything that uses or saves them."""
-        if self._weights_to_load is not None:
-            weights, own = checkpoint_weights(self._weights_to_load), self.stack.weights().keys()
-            if weights.keys() != own:
-                others = ", ".join(sorted(weights.keys() ^ own))
-                raise ValueError(
-                    f"load_weights_from={self._weights_to_load!r}: that run has other networks than this one "
-                    f"({others}): another update_rule, architecture or kind of observations"
-                )
-            self.stack.load_weights(weights)
-            self._weights_to_load = None
+        if self._weights_to_load is None:
+            return
+        weights = checkpoint_weights(self._weights_to_load)
+        if others := weights.keys() ^ self.stack.weights().keys():
+            raise ValueError(
+                f"load_weights_from={self._weights_to_load!r}: that run has other networks than this one "
+                f"({', '.join(sorted(others))}): another update_rule, architecture or kind of observations"
+            )
+        self.stack.load_weights(weights)
+        self._weights_to_load = None
 
     def use_reference(self, value: ReferenceValue) -> None:
         """Bounds Q by this learned value from now on, as the config says, in offline rows and online episodes."""

@@ -17,7 +17,7 @@ from rllib_calql.core.hyperparameters import UpdateConfig
 from rllib_calql.data import Mixture
 from rllib_calql.data.frames import frames_space, has_images
 from rllib_calql.dataset import check_capacity, check_environment, on_this_node, open_offline_data
-from rllib_calql.envs.creation import check_key_order, make_env
+from rllib_calql.envs.creation import make_env
 from rllib_calql.envs.frames import with_frames
 
 
@@ -101,7 +101,6 @@ def _spaces(config: CalQLConfig, env: gym.Env | None) -> tuple[gym.spaces.Box, g
         if has_images(observed):
             observed = frames_space(observed, config.frame_stack)
         return observed, config.action_space, {"id": "none"}
-    check_key_order(env.observation_space)
     given, env = env.observation_space, with_frames(env, config.frame_stack)
     observation_space = ModelCatalog.get_preprocessor_for_space(env.observation_space).observation_space
     described = {

@@ -15,8 +15,7 @@ from rllib_calql.checks import RULES_NEED
 
 PRESET = "preset"  # the key
 
-_SAC = {"update_rule": "sac"}  # what a task's file says of another rule is replaced
-_NO_CONSERVATISM = _SAC | {
+_NO_CONSERVATISM = {
     "min_q_weight": 0.0,
     "min_q_weight_online": None,
     "calibrate": False,
@@ -40,15 +39,15 @@ _HIGH_UTD = {
     "utd_ratio": 20.0,
 }
 
-PRESETS: dict[str, dict[str, Any]] = {
+_METHODS: dict[str, dict[str, Any]] = {
     # Nakamoto et al. 2023, arXiv 2303.05479: equation 5.1 in both phases.
-    "cal-ql": {**_SAC, "calibrate": True, "calibrate_online": True},
+    "cal-ql": {"calibrate": True, "calibrate_online": True},
     # Cal-QL paper, section 7.2: Cal-QL with the critics of RLPD and 20 updates per step.
-    "cal-ql-utd20": {**_SAC, "calibrate": True, "calibrate_online": True, **_HIGH_UTD},
+    "cal-ql-utd20": {"calibrate": True, "calibrate_online": True, **_HIGH_UTD},
     # Kumar et al. 2020, arXiv 2006.04779, in both phases: the bound of equation 5.1 is the one thing that is gone.
-    "cql": {**_SAC, "calibrate": False},
+    "cql": {"calibrate": False},
     # Cal-QL paper, section 7 and appendix E.6: CQL, then SAC on offline and online data.
-    "cql-sac": {**_SAC, "calibrate": False, "min_q_weight_online": 0.0},
+    "cql-sac": {"calibrate": False, "min_q_weight_online": 0.0},
     # Cal-QL paper, section 7 and appendix E.6: no pre-training; the dataset is in the replay from the start and
     # all rows are equally likely.
     "sac-offline-data": {**_FROM_SCRATCH, "mixing_ratio": -1.0},
@@ -75,11 +74,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "iql": {"update_rule": "iql", **RULES_NEED["iql"], "expectile": 0.9, "beta": 10.0},
     # Mark et al. 2022, "Fine-tuning offline policies with optimistic action selection": CQL's loss in both phases;
     # only exploration is optimistic, the critics' best of ten actions of the policy.
-    "o3f": {**_SAC, "calibrate": False, "num_exploration_actions": 10},
+    "o3f": {"calibrate": False, "num_exploration_actions": 10},
     # Zhou et al. 2024, arXiv 2412.07762: Cal-QL offline; 5000 steps of the frozen policy; then SAC with many
     # updates per step, on online rows alone.
     "wsrl": {
-        **_SAC,
         "calibrate": True,
         **_HIGH_UTD,
         "utd_ratio": 4.0,
@@ -89,6 +87,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "warmup_actions": "policy",
     },
 }
+# Every preset says by which rule it updates: a task's file may have another.
+PRESETS = {name: {"update_rule": "sac"} | settings for name, settings in _METHODS.items()}
 
 
 def preset_settings(name: str) -> dict[str, Any]:

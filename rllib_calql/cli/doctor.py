@@ -26,9 +26,10 @@ def run(arguments: list[str]) -> None:
         UserError: nothing to look at, or a broken file. typer.Exit: code 1 where something is off.
     """
     runs = [run for argument in arguments for run in _read(argument)]
-    for empty in [run for run in runs if not run.curve]:
-        runs.remove(empty)
-        typer.echo(f"{empty.source}: no result yet\n")
+    for run in runs:
+        if not run.curve:
+            typer.echo(f"{run.source}: no result yet\n")
+    runs = [run for run in runs if run.curve]
     if not runs:
         raise UserError("there is no result to look at yet")
     found = [findings(run) for run in runs]

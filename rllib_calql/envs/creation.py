@@ -50,22 +50,3 @@ def env_creator(name: Any) -> Callable[[EnvContext], gym.Env]:
 def make_env(name: Any, env_config: dict[str, Any]) -> gym.Env:
     """The environment by its Tune-registered or gymnasium name, or of the class itself."""
     return env_creator(name)(EnvContext(env_config, worker_index=0))
-
-
-def check_key_order(space: gym.Space) -> None:
-    """Refuses (ValueError) Dicts whose keys are not in sorted order.
-
-    gymnasium flattens them in the space's order and RLlib in sorted order: offline rows and online ones would be
-    of the same width, and mean different things.
-    """
-    if isinstance(space, gym.spaces.Dict):
-        if (keys := list(space.spaces)) != sorted(keys):
-            raise ValueError(
-                f"the environment's observations are a Dict with the keys {keys}, which are not sorted: wrap it "
-                "in gymnasium.wrappers.FlattenObservation, or sort its keys"
-            )
-        for inner in space.spaces.values():
-            check_key_order(inner)
-    elif isinstance(space, gym.spaces.Tuple):
-        for inner in space.spaces:
-            check_key_order(inner)

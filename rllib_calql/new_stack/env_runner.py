@@ -17,7 +17,7 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rllib_calql.data import Transitions
-from rllib_calql.envs.creation import check_key_order, env_creator
+from rllib_calql.envs.creation import env_creator
 from rllib_calql.envs.frames import with_frames
 from rllib_calql.envs.success import EPISODE_SUCCESS, SuccessWrapper
 from rllib_calql.metrics import EPISODE_RETURN_SUM, NUM_SUCCESSES
@@ -164,7 +164,6 @@ class EpisodeEnv(SuccessWrapper):
         created = create(context)
         if not isinstance(created, gym.Env):
             raise ValueError(f"CalQL needs a single-agent gymnasium.Env, and the environment is a {type(created)}")
-        check_key_order(created.observation_space)
         created = with_frames(created, frame_stack)
         if not isinstance(created.observation_space, gym.spaces.Box):
             created = gym.wrappers.FlattenObservation(created)

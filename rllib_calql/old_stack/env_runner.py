@@ -13,7 +13,6 @@ from ray.rllib.evaluation.rollout_worker import RolloutWorker
 from ray.rllib.evaluation.sampler import SyncSampler
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
 
-from rllib_calql.envs.creation import check_key_order
 from rllib_calql.envs.frames import with_frames
 from rllib_calql.envs.success import SuccessWrapper
 from rllib_calql.runners import other_entropy
@@ -143,5 +142,4 @@ def _create_env(
         return None
     if not isinstance(env, gym.Env):
         raise ValueError(f"CalQL needs a single-agent gymnasium.Env, and the environment is a {type(env)}")
-    check_key_order(env.observation_space)
     return EpisodeWrapper(with_frames(env, frame_stack), runner)

@@ -72,11 +72,16 @@ class EpisodeTable:
             yield pa.RecordBatch.from_arrays(arrays, schema=pa.schema([schema.field(name) for name in columns]))
             first += len(lengths)
 
-    def _lengths(self, batch: pa.RecordBatch, name: str, first: int) -> np.ndarray:
+    def _known(self, batch: pa.RecordBatch, name: str, first: int) -> pa.Array:
+        """The column; DatasetError where an entry of it is null or NaN."""
         column = batch.column(name)
-        if column.null_count:
-            row = first + int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
-            raise DatasetError(f"{self.file}: column {name!r}, row {row} is null")
+        unknown = column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
+        if unknown.any():
+            raise DatasetError(f"{self.file}: column {name!r}, row {first + int(np.argmax(unknown))} is null")
+        return column
+
+    def _lengths(self, batch: pa.RecordBatch, name: str, first: int) -> np.ndarray:
+        column = self._known(batch, name, first)
         if pa.types.is_fixed_size_list(column.type):
             return np.full(len(column), column.type.list_size)
         return pc.list_value_length(column).to_numpy(zero_copy_only=False)
@@ -90,12 +95,11 @@ class EpisodeTable:
         if not _is_list(column.type):
             if name not in [self.columns.get(role) for role in FLAGS]:
                 return column.take(pa.array(np.repeat(np.arange(len(lengths)), lengths)))
-            unknown = column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
-            if unknown.any():
-                raise DatasetError(f"{self.file}: column {name!r}, row {first + int(np.argmax(unknown))} is null")
             # A flag of the episode is one of its last step.
             flags = np.zeros(int(lengths.sum()), dtype=bool)
-            flags[ends[lengths > 0] - 1] = column.to_numpy(zero_copy_only=False)[lengths > 0] != 0
+            flags[ends[lengths > 0] - 1] = (
+                self._known(batch, name, first).to_numpy(zero_copy_only=False)[lengths > 0] != 0
+            )
             return pa.array(flags)
         own = self._lengths(batch, name, first)
         more = int(self.with_final and name in _names(self.columns["observations"]))

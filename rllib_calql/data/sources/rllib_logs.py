@@ -58,10 +58,11 @@ class RLlibLog:
             if fragment.start is not None:
                 end = fragment.start + len(rows)
                 known = next_steps.get(fragment.episode, fragment.start)
-                again += min(end, max(known, fragment.start)) - fragment.start
-                if end <= known:
+                repeated = min(max(0, known - fragment.start), len(rows))
+                again += repeated
+                if repeated == len(rows):
                     continue
-                rows = rows.take(slice(max(0, known - fragment.start), None))
+                rows = rows.take(slice(repeated, None))
                 next_steps[fragment.episode] = end
                 if known < fragment.start and fragment.episode in waiting:  # steps are missing
                     yield cut_off(join(waiting.pop(fragment.episode)))
