@@ -169,7 +169,7 @@ CASES: list[tuple[checks.Check, Run, str, Run]] = [
     (
         checks.temperature_explodes,
         pre_training({"initial_alpha": 0.1}, alpha=[0.1, 0.2, 0.9, 2.0]),
-        "alpha is 2 at update 4,000, from initial_alpha=0.1",
+        "alpha is 2 at update 4,000, from 0.1",
         pre_training({"initial_alpha": 0.1}, alpha=[0.1, 0.2, 1.9, 2.0]),
     ),
     (
@@ -296,3 +296,21 @@ def test_input_that_cannot_be_used(tmp_path: Path) -> None:
         done = doctor(path)
         assert done.exit_code == 2
         assert message in done.output
+
+
+def test_advice_is_what_the_update_rule_takes() -> None:
+    iql: dict[str, Any] = {"update_rule": "iql", "calibrate": False}
+    assert "none of the settings" in checks._behind_a_dip(switched(0.8, 0.3, **iql))
+    assert "none of the settings" in checks._behind_a_dip(switched(0.8, 0.3, calibrate=False, min_q_weight=0.0))
+    for settings, advice in (({}, "min_q_weight"), ({"update_rule": "awac"}, "beta"), (iql, "beta or expectile")):
+        found = checks.lost_in_pretraining(pre_training(settings, normalized_score=[0.1, 0.7, 0.1]))
+        assert found is not None
+        assert advice in found.advice
+        assert ("min_q_weight" in found.advice) == (advice == "min_q_weight")
+
+
+def test_temperature_is_measured_with_its_factor() -> None:
+    rising = [1.5, 1.6, 1.7, 3.0]
+    assert checks.temperature_explodes(pre_training(alpha=rising)) is None
+    assert checks.temperature_explodes(pre_training({"alpha_multiplier": 0.1}, alpha=rising)) is not None
+    assert checks.temperature_explodes(pre_training({"alpha_multiplier": 0.0}, alpha=[0.0] * 4)) is None

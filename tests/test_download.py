@@ -15,6 +15,9 @@ import h5py
 import numpy as np
 import pytest
 
+from rllib_calql.cli import experiments
+from rllib_calql.cli.common import UserError
+from rllib_calql.cli.options import TrainOptions
 from rllib_calql.data import DatasetError, open_dataset
 from rllib_calql.data.sources.d4rl import locate
 from rllib_calql.data.sources.download import download_hdf5
@@ -267,3 +270,9 @@ def test_the_progress_bar_is_for_terminals_only(
     locate(NAME, base_url=server.url)
     assert ("door-human-v1.hdf5: 100%" in screen.getvalue()) == terminal
     assert terminal or screen.getvalue() == ""
+
+
+def test_no_download_beside_a_search_over_datasets_is_refused() -> None:
+    several = {"run": "CalQL", "config": {"input_": {"grid_search": ["d4rl://a", "d4rl://b"]}}}
+    with pytest.raises(UserError, match="do not know which of several datasets"):
+        experiments.override("x", several, TrainOptions(download=False))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rllib_calql import CalQLConfig
+from rllib_calql.cli.episodes import environment_of
 from rllib_calql.data import DatasetError, DatasetWarning, Transitions, open_source
 from rllib_calql.data.rows import Metadata
 from rllib_calql.envs.creation import make_env
@@ -183,6 +184,14 @@ def test_from_dataset_follows_the_dataset(datasets: Path) -> None:
     assert make_env(made.env, made.env_config).spec.id == "PointMaze_Medium-v3"
     made.environment("Pendulum-v1").validate()
     assert made.env_config == {}
+
+
+def test_another_environment_on_the_command_line(datasets: Path) -> None:
+    made = config().environment("from_dataset").offline_data(input_="minari://pendulum/long-v0")
+    made.validate()
+    saved = made.to_dict()
+    assert environment_of(saved, {}, {}).spec == make_env(made.env, made.env_config).spec
+    assert environment_of(saved, {"env": "MountainCarContinuous-v0"}, {}).spec.id == "MountainCarContinuous-v0"
 
 
 def test_from_dataset_without_a_description(pendulum_data: Transitions) -> None:

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from rllib_calql.cli.calql import app
 from rllib_calql.cli.common import UserError
 from rllib_calql.cli.report import comparison, improvement_cell, interquartile_table, score_cell, tables
-from rllib_calql.cli.report_figures import band
+from rllib_calql.cli.report_figures import band, by_task
 from rllib_calql.cli.report_groups import grouped, method_names, outcome, preset_name, task_name
-from rllib_calql.cli.runs import read_curve, read_runs
+from rllib_calql.cli.runs import read_curve, read_runs, read_trial
 from rllib_calql.cli.statistics import interquartile_mean, mean
 from tests.recorded import a_run, fine_tuned, offline, online, write_curve, write_trial
 
@@ -107,6 +107,15 @@ def test_names_are_given_with_the_path(tmp_path: Path) -> None:
     runs = read_runs([str(first), f"mine={second}"])
     assert [run.label for run in runs] == [None, "mine"]
     assert method_names(runs) == ["cal-ql", "mine"]
+    # Tune's folders of trials have such names.
+    (tmp_path / "calibrate=False").mkdir()
+    third = write_curve(tmp_path / "calibrate=False" / "tau=0.1.json", fine_tuned(0.0, 1.0))
+    assert [run.label for run in read_runs([f"mine={third}", f"a=b={second}"])] == ["mine", "a=b"]
+
+
+def test_a_trial_without_a_result_has_its_task(tmp_path: Path) -> None:
+    trial = write_trial(tmp_path / "trial", [], input_="data/umaze.hdf5", input=None)
+    assert task_name(read_trial(trial)) == "AntMaze-UMaze-v2, umaze"
 
 
 # ---- reading -----------------------------------------------------------------------------------------------
@@ -184,10 +193,23 @@ def test_tables() -> None:
         "| Other, umaze | 50.0 → 70.0 | - |",
     ]
     assert "| +50.0 ± 10.0 | +30.0 |" in comparison(groups, improvement_cell)
-    assert "| cal-ql | 3 | 36.7 | 76.7 | 0.50 |" in interquartile_table(groups)  # three runs: none is left out
+    middle = interquartile_table(groups)
+    assert "| cal-ql | 2 of 2 | 3 | 36.7 | 76.7 | 0.50 |" in middle  # three runs: none is left out
+    assert "| cql | 1 of 2 | 1 | 10.0 | 40.0 | 0.50 |" in middle
     text = tables(groups)
     assert "| **mean of the tasks** | 40.0 → 75.0 | - |" in text
     assert "| **mean of the tasks** | +35.0 (+87.5%) | - |" in text  # 35 of 40
+    # No per cent of a score below zero; a run that has not come to an improvement has no part in them.
+    below = [
+        a_run(fine_tuned(-0.2, 0.1), seed=0),
+        a_run([offline(1000, normalized_score=0.8)], seed=1),
+        a_run(fine_tuned(0.1, 0.1), env="Other"),
+    ]
+    assert "| **mean of the tasks** | +15.0 |" in tables(grouped(below))
+    positive = [*below[1:], a_run(fine_tuned(0.5, 0.8), seed=0)]
+    assert "| **mean of the tasks** | +15.0 (+50.0%) |" in tables(grouped(positive))  # 15 of 30
+    half = [a_run(fine_tuned(0.2, 0.6)), a_run([online(100, normalized_score=0.5)], env="Other")]
+    assert "| cal-ql | 2 of 2 | 2 | - | 55.0 | - |" in interquartile_table(grouped(half))
 
 
 def test_runs_that_are_not_like_the_others_are_named() -> None:
@@ -202,6 +224,8 @@ def test_runs_that_are_not_like_the_others_are_named() -> None:
     ]
     ((members,),) = [methods.values() for methods in grouped(runs).values()]
     again = "another run has the same seed"
+    drawn = [a_run(longer, seed=None, **settings), a_run(longer, seed=None, **settings)]
+    assert [member.notes for found in grouped(drawn).values() for member in found["cal-ql"]] == [(), ()]
     assert [member.notes for member in members] == [
         (),
         ("shorter than others: 400 of 1,000 environment steps",),
@@ -249,6 +273,13 @@ def test_report_of_recorded_runs(tmp_path: Path) -> None:
         assert min(picture.shape[:2]) > 300
         assert picture[..., :3].std() > 0.05  # something is drawn
         assert "</svg>" in (tmp_path / f"{name}.svg").read_text()
+
+
+def test_scores_outside_of_the_references_are_drawn(tmp_path: Path) -> None:
+    groups = grouped([a_run(fine_tuned(-0.2, 1.2))])
+    figure = by_task(groups, "normalized_score", "score", scale=100.0)
+    assert figure is not None
+    assert figure.axes[0].get_ylim() == (-20.0, 120.0)
 
 
 def test_report_without_evaluations(tmp_path: Path) -> None:

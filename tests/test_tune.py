@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ import numpy as np
 import pytest
 from ray import tune
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.tune import run_experiments
 from ray.tune.schedulers import PopulationBasedTraining
 from typer.testing import CliRunner, Result
 
 from rllib_calql import CalQLConfig, Transitions
+from rllib_calql.cli import train
 from rllib_calql.cli.calql import app
+from rllib_calql.cli.sweep import read_trials
 from rllib_calql.data import write_dataset
 from tests.test_resume import BOTH_STACKS, small_config
 
@@ -173,6 +177,47 @@ def test_trials_on_one_machine_share_one_mapped_dataset(tmp_path: Path) -> None:
     assert sum(memory["Pss"] for memory in memories) < 1.1 * size
 
 
+class Endless(tune.Trainable):
+    def step(self) -> dict[str, Any]:
+        time.sleep(0.05)
+        return {}
+
+
+class Budget(tune.Stopper):
+    """Ends everything once there is a result, as a `time_budget_s` does: through `stop_all`."""
+
+    spent = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        self.spent = True
+        return False
+
+    def stop_all(self) -> bool:
+        return self.spent
+
+
+class Interrupt(tune.Callback):
+    def on_trial_result(self, **info: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    ("stop", "callbacks", "code", "status"), [(Budget(), [], 0, "ended"), (None, [Interrupt()], 130, "unfinished")]
+)
+def test_what_a_budget_ends_is_not_interrupted(
+    tmp_path: Path, stop: tune.Stopper | None, callbacks: list[tune.Callback], code: int, status: str
+) -> None:
+    ends, handler = train.Ends(), signal.getsignal(signal.SIGINT)
+    spec = {"run": Endless, "storage_path": str(tmp_path), "stop": stop}
+    trials = run_experiments({"x": spec}, callbacks=[ends, *callbacks], verbose=0)
+    signal.signal(signal.SIGINT, handler)
+    assert train.report(trials, ends) == code
+    sweep(tmp_path, "--metric", "training_iteration")
+    (trial,) = json.loads((tmp_path / "sweep.json").read_text())["trials"]
+    assert trial["status"] == status
+
+
 def write_trial(
     folder: Path, config: dict[str, Any], rows: list[dict[str, Any]], tail: str = "", error: str | None = None
 ) -> None:
@@ -234,6 +279,8 @@ def test_sweep_of_interrupted_and_failed_trials(folder: Path, tmp_path: Path) ->
         if entry["trial"] == "ab12_00000"
     ] == [("1", "100.0", "offline", "0.1"), ("2", "200.0", "offline", "0.2"), ("4", "400.0", "online", "0.7")]
     assert (tmp_path / "out" / "sweep.png").read_bytes().startswith(PNG)
+    # The switch is told by all results, those without the metric, too.
+    assert [trial.switch for trial in read_trials(folder, "calql.cumulative_regret")] == [300.0, *[None] * 4]
     done = sweep(folder, "--mode", "min")
     assert "best: ab12_00001 (unfinished)" in done.output
     assert (folder / "sweep.png").is_file()

@@ -49,8 +49,7 @@ def _told(run: Run, ailments: list[Finding]) -> Iterable[str]:
     yield f"{run.source}: {run.label or preset_name(run)} on {task_name(run)}, seed {run.seed}"
     yield (
         f"{len(run.curve)} iterations, {last['num_updates']:,} updates, {last['num_online_env_steps']:,} "
-        "environment "
-        f"steps, in the {last['phase']} phase"
+        f"environment steps, in the {last['phase']} phase"
     )
     if not ailments:
         yield f"Nothing found in {len(CHECKS)} checks."
@@ -75,12 +74,12 @@ def read_checkpoint(folder: Path) -> Run:
             settings = dict(flat(saved_config(local)[1].to_dict()))
     except ValueError as error:
         raise UserError(str(error)) from error
-    recorded = read_trial(folder.parent) if (folder.parent / RESULTS).is_file() else None
-    iterations = recorded.curve[: saved["training_iteration"]] if recorded else []
-    curve = iterations or list(
+    trial = folder.parent
+    recorded = read_trial(trial, until=saved["training_iteration"]) if (trial / RESULTS).is_file() else None
+    curve = (recorded.curve if recorded else []) or list(
         _remembered(saved["summary"], update["num_updates"], settings["num_offline_updates"])
     )
-    curve[-1] = {**curve[-1], **_weight_figures(update["weights"])}
+    curve[-1] = {**curve[-1], **_weight_figures(update["weights"], settings["alpha_multiplier"])}
     given = recorded or Run("", settings, frozenset(), None, [])
     return replace(given, source=str(folder), settings=settings, curve=curve)
 
@@ -98,11 +97,12 @@ def _remembered(summary: dict[str, Any], num_updates: int, num_offline_updates: 
         yield from [{**online, SCORE: score} for score in after] or [online]
 
 
-def _weight_figures(weights: dict[str, np.ndarray]) -> Row:
+def _weight_figures(weights: dict[str, np.ndarray], alpha_multiplier: float) -> Row:
     """The checkpoint's own figures: temperatures, and a weight that is not a number where there is one."""
+    factors = {"alpha": alpha_multiplier, "alpha_prime": 1.0}
     figures = {
-        name: float(np.exp(weights[f"log_{name}"]))
-        for name in ("alpha", "alpha_prime")
+        name: factor * float(np.exp(weights[f"log_{name}"]))
+        for name, factor in factors.items()
         if f"log_{name}" in weights
     }
     broken = [name for name, array in weights.items() if not np.isfinite(array).all()]

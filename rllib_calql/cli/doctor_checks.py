@@ -7,7 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from rllib_calql.cli.doctor_figures import evaluation_error, series, setting, value_range, when
+from rllib_calql.cli.doctor_figures import (
+    closer_to_the_data,
+    evaluation_error,
+    is_conservative,
+    series,
+    setting,
+    value_range,
+    when,
+)
 from rllib_calql.cli.report_groups import SCORE, outcome
 from rllib_calql.cli.runs import Row, Run
 
@@ -39,8 +47,8 @@ def not_a_number(run: Run) -> Finding | None:
             return Finding(
                 "The run has broken down: figures are not numbers.",
                 f"{', '.join(names)} from {when(row)} on",
-                "restart from an earlier checkpoint with a lower critic_lr and actor_lr, and precision='float32'; "
-                "`calql data check` tells whether the data hold such numbers",
+                "restart from an earlier checkpoint with a lower critic_lr and actor_lr, and "
+                "precision='float32'; `calql data check` tells whether the data hold such numbers",
             )
     return None
 
@@ -64,9 +72,10 @@ def diverging_q(run: Run) -> Finding | None:
                 return Finding(
                     "Q-values diverge: they are where no return can be.",
                     f"{name} is {q:.4g} at {when(row)}; {bound}",
-                    "lower critic_lr or tau; raise min_q_weight where Q is too high, lower it (or set "
-                    "lagrangian=True) "
-                    "where it is too low; with utd_ratio above 1, critic_layer_norm=True and more num_critics",
+                    "lower critic_lr or tau; "
+                    + is_conservative(run)
+                    * "raise min_q_weight where Q is too high, lower it (or set lagrangian=True) where too low; "
+                    + "with utd_ratio above 1, critic_layer_norm=True and more num_critics",
                 )
     return None
 
@@ -81,11 +90,9 @@ def returns_beyond_rewards(run: Run) -> Finding | None:
                 "The returns of the data do not fit the rewards.",
                 f"mc_return_mean is {value:.4g} at {when(row)}; a failing step of "
                 f"sparse_failure_reward={setting(run, 'sparse_failure_reward'):g}, scaled and shifted, and a "
-                "success "
-                f"of 1 more admit {limits[0]:.4g} to {limits[1]:.4g}",
+                f"success of 1 more admit {limits[0]:.4g} to {limits[1]:.4g}",
                 "sparse_failure_reward is the raw reward of a step that fails (AntMaze 0, Adroit binary -1), "
-                "before "
-                "reward_scale and reward_bias; look at the rewards with `calql data info`",
+                "before reward_scale and reward_bias; look at the rewards with `calql data info`",
             )
     return None
 
@@ -98,11 +105,9 @@ def failures_too_cheap(run: Run) -> Finding | None:
     return Finding(
         "Episodes that were cut short may count as better than they are.",
         f"mc_return_mean is {returns[-1][1]:.4g}, and nothing is counted after a time-out "
-        "(truncation_mode='stop', no "
-        "sparse_failure_reward): the sooner such an episode ends, the less it loses",
-        "sparse tasks: sparse_failure_reward; dense rewards: truncation_mode='infinite' or 'drop'; nothing "
-        "to do where "
-        "all episodes of the data end by termination (`calql data check` counts them)",
+        "(truncation_mode='stop', no sparse_failure_reward): the sooner such an episode ends, the less it loses",
+        "sparse tasks: sparse_failure_reward; dense rewards: truncation_mode='infinite' or 'drop'; nothing to do "
+        "where all episodes of the data end by termination (`calql data check` counts them)",
     )
 
 
@@ -134,11 +139,9 @@ def scale_not_reached(run: Run) -> Finding | None:
     return Finding(
         "Pre-training has not come to the scale of the returns: Q is still on its way.",
         f"q_data_mean is {q:.4g} at {when(row)} and moved by {step:.4g} in the last {updates:,} updates; the "
-        "data's "
-        f"mean return is {target:.4g}, at that pace {needed:,} updates or more away",
+        f"data's mean return is {target:.4g}, at that pace {needed:,} updates or more away",
         f"more num_offline_updates: it takes some 1 / ((1 - gamma) tau) = {sweep:,.0f} of them, whatever the "
-        "rewards; "
-        "a larger tau or critic_lr",
+        "rewards; a larger tau or critic_lr",
     )
 
 
@@ -156,9 +159,10 @@ def promises_too_much(run: Run) -> Finding | None:
         "The critics promise more than the data earned, and the policy does not keep it: Q is overestimated.",
         f"q_policy_mean {q:.4g} against mc_return_mean {earned:.4g} at {when(row)}{rising}; score "
         f"{result.before:.2f}",
-        "more conservatism: a larger min_q_weight, or lagrangian=True (paper, AntMaze); fewer "
-        "num_target_actions or "
-        "max_target_backup=False, which take the best of several estimates; a lower actor_lr",
+        f"{closer_to_the_data(run)}; "
+        + is_conservative(run)
+        * "fewer num_target_actions or max_target_backup=False, which take the best of several estimates; "
+        + "a lower actor_lr",
     )
 
 
@@ -166,6 +170,8 @@ def bound_always_on(run: Run) -> Finding | None:
     rates = series(run.offline, "bound_rate")
     late = rates[len(rates) // 2 :]
     if len(late) < 3 or min(rate for _, rate in late) < 0.95:
+        return None
+    if not is_conservative(run):
         return None
     if setting(run, "calibrate", True):
         advice = "check the returns (sparse_failure_reward, truncation_mode); a smaller min_q_weight"
@@ -187,8 +193,7 @@ def bound_never_on(run: Run) -> Finding | None:
         "The calibration never acts: so far this run is plain CQL.",
         f"bound_rate is {max(rate for _, rate in rates):.4f} at most in {len(rates)} iterations of pre-training",
         "nothing, where data of high coverage keep Q above the returns (paper, section 7.3) and the score is "
-        "good; else "
-        "check that returns are not too low (sparse_failure_reward, truncation_mode)",
+        "good; else check that returns are not too low (sparse_failure_reward, truncation_mode)",
     )
 
 
@@ -212,16 +217,16 @@ def entropy_collapse(run: Run) -> Finding | None:
     return Finding(
         "The policy's entropy has collapsed: it hardly explores, and its temperature does not bring it back.",
         f"entropy {first_entropy:.3g} at {when(first_row)}, {entropy:.3g} at {when(row)}{aim}; alpha "
-        f"{first_alpha:.3g}, "
-        f"then {alpha:.3g}",
+        f"{first_alpha:.3g}, then {alpha:.3g}",
         "a lower actor_lr; a higher alpha_lr or initial_alpha; a lower target_entropy if the data's actions are "
         "themselves at the bounds (`calql data info` counts saturated ones)",
     )
 
 
 def temperature_explodes(run: Run) -> Finding | None:
-    start, alphas = setting(run, "initial_alpha", 1.0), series(run.curve, "alpha")
-    if len(alphas) < 4:
+    start = setting(run, "initial_alpha", 1.0) * setting(run, "alpha_multiplier", 1.0)
+    alphas = series(run.curve, "alpha")
+    if len(alphas) < 4 or start == 0.0:
         return None
     row, last = alphas[-1]
     quarter = alphas[-1 - len(alphas) // 4][1]
@@ -229,8 +234,7 @@ def temperature_explodes(run: Run) -> Finding | None:
         return None
     return Finding(
         "The entropy temperature alpha explodes.",
-        f"alpha is {last:.4g} at {when(row)}, from initial_alpha={start:g}, and {last / quarter:.1f} times "
-        "what it was a "
+        f"alpha is {last:.4g} at {when(row)}, from {start:g}, and {last / quarter:.1f} times what it was a "
         "quarter of the run before",
         "a lower alpha_lr or learn_alpha=False; a lower target_entropy, which the policy can reach",
     )
@@ -250,9 +254,8 @@ def multiplier_explodes(run: Run) -> Finding | None:
         "The Lagrange multiplier alpha' explodes: the conservative term drowns the TD error.",
         f"alpha_prime is {last:.4g} at {when(row)}, {state}; "
         f"{gap}lagrangian_thresh={setting(run, 'lagrangian_thresh')}",
-        "a larger lagrangian_thresh, which the critics can reach; a lower lagrangian_lr; or lagrangian=False "
-        "and a fixed "
-        "min_q_weight",
+        "a larger lagrangian_thresh, which the critics can reach; a lower lagrangian_lr; or lagrangian=False and "
+        "a fixed min_q_weight",
     )
 
 
@@ -286,11 +289,9 @@ def never_succeeds(run: Run) -> Finding | None:
         return Finding(
             "The data hold successes, but the policy has none.",
             f"{evidence}; the data's mean return is {returns[-1][1]:.4g}, and {limits[0]:.4g} is what failing "
-            "for ever "
-            "is worth",
+            "for ever is worth",
             "`calql data check DATA --env ENV`: do data and environment agree?; bc_iters: can a clone of the "
-            "data do "
-            "it?; then more num_offline_updates",
+            "data do it?; then more num_offline_updates",
         )
     return Finding(
         "The policy never succeeds.",
@@ -314,14 +315,13 @@ def lost_in_pretraining(run: Run) -> Finding | None:
         return Finding(
             "The cloned policy was lost when the actor turned from the data to the critics.",
             f"{evidence}; bc_iters={cloned:,}",
-            "the critics are not yet worth following: see the findings about Q; a lower actor_lr; more "
-            "conservatism "
-            "(min_q_weight, lagrangian=True); a longer bc_iters alone only puts it off",
+            "the critics are not yet worth following: see the findings about Q; a lower actor_lr; "
+            f"{closer_to_the_data(run)}; a longer bc_iters alone only puts it off",
         )
     return Finding(
         "Pre-training has unlearned what it knew.",
         evidence,
-        "an earlier checkpoint; a lower actor_lr and critic_lr; more conservatism (min_q_weight, lagrangian=True)",
+        f"an earlier checkpoint; a lower actor_lr and critic_lr; {closer_to_the_data(run)}",
     )
 
 
@@ -348,7 +348,7 @@ def _behind_a_dip(run: Run) -> str:
     calibrated = setting(run, "calibrate", True)
     reasons = [
         (
-            not calibrated,
+            is_conservative(run) and not calibrated,
             "calibrate=False: Q-values below the returns let the first online data look better; set it True",
         ),
         (calibrated and not setting(run, "calibrate_online", True), "calibrate_online=False: keep it True"),

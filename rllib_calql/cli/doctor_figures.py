@@ -1,4 +1,4 @@
-"""What the doctor reads: figures of a curve, and what the settings say of rewards and noise."""
+"""What the doctor reads: figures of a curve, and what the settings say of the method, rewards and noise."""
 
 from __future__ import annotations
 
@@ -24,6 +24,19 @@ def when(row: Row) -> str:
 def setting(run: Run, name: str, default: Any = None) -> Any:
     value = run.settings.get(name)
     return default if value is None else value
+
+
+def is_conservative(run: Run) -> bool:
+    """Whether it has the conservative term, before the switch at least; there is nothing else to calibrate."""
+    return setting(run, "update_rule", "sac") == "sac" and setting(run, "min_q_weight", 5.0) > 0.0
+
+
+def closer_to_the_data(run: Run) -> str:
+    """What keeps a policy nearer to the data, by the settings that its update rule takes."""
+    rule = setting(run, "update_rule", "sac")
+    if rule == "sac":
+        return "more conservatism: a larger min_q_weight, or lagrangian=True (paper, AntMaze)"
+    return "a smaller beta" + " or expectile" * (rule == "iql")
 
 
 def reward_range(run: Run) -> tuple[float, float] | None:

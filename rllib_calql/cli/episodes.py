@@ -16,7 +16,7 @@ from rllib_calql.cli.experiments import merged
 from rllib_calql.cli.policies import Trained
 from rllib_calql.data.frames import frame_layout
 from rllib_calql.data.rows import Rows
-from rllib_calql.envs.creation import make_env
+from rllib_calql.envs.creation import RECORDED, make_env
 from rllib_calql.envs.frames import with_frames
 
 
@@ -32,6 +32,11 @@ def environment_of(config: dict[str, Any], changes: Mapping[str, Any], arguments
         UserError: neither names one.
     """
     for change in (config.get("evaluation_config") or {}, changes):
+        if change.get("env", config.get("env")) != config.get("env") and RECORDED in (
+            config.get("env_config") or {}
+        ):
+            # What the dataset has recorded goes with the environment that was asked of it.
+            config = config | {"env_config": {k: v for k, v in config["env_config"].items() if k != RECORDED}}
         config = merged(config, {key: change[key] for key in ("env", "env_config") if key in change})
     if not config.get("env"):
         raise UserError("the checkpoint was made without an environment: name one with --env")

@@ -278,6 +278,11 @@ def override(name: str, spec: Spec, options: TrainOptions) -> Spec:
 def _allowing(config: Spec, download: bool) -> Spec:
     """The config with `download` for its datasets that can be downloaded; the others take no such option."""
     given = config.get("input_")
+    if is_written_space(given):
+        raise UserError(
+            "--download and --no-download do not know which of several datasets are meant: search over lists, "
+            "such as [{input: d4rl://NAME, download: false}]"
+        )
     if not isinstance(given, list):
         downloads = str(given).startswith(DOWNLOADED)
         return merged(config, {"input_config": {"download": download}}) if downloads else config

@@ -53,17 +53,17 @@ def tables(groups: Groups) -> str:
         (
             "Normalised score, before → after fine-tuning",
             "Times 100; mean ± standard error over seeds; last evaluation before the switch and last of all.",
-            comparison(groups, score_cell, _mean_scores(groups)),
+            comparison(groups, score_cell, _mean_scores),
         ),
         (
             "Improvement",
             "Score after less score before, times 100. The percentage is of the mean score before.",
-            comparison(groups, improvement_cell, _mean_improvement(groups)),
+            comparison(groups, improvement_cell, _mean_improvement),
         ),
         (
             "Cumulative regret",
             "Mean of 1 - normalised training score over the online episodes: 0 is best, 1 is worst.",
-            comparison(groups, regret_cell, _mean_regret(groups)),
+            comparison(groups, regret_cell, _mean_regret),
         ),
         (
             "Drop at the switch",
@@ -71,8 +71,9 @@ def tables(groups: Groups) -> str:
             comparison(groups, drop_cell),
         ),
         (
-            "Interquartile means over all tasks",
-            "The middle half of all runs; 95 % bootstrap intervals, stratified by task, from two seeds of each.",
+            "Interquartile means over tasks",
+            "The middle half of a method's runs, on the tasks that it has; 95 % bootstrap intervals, stratified "
+            "by task, from two seeds of each.",
             interquartile_table(groups),
         ),
         ("Runs", "", run_table(groups)),
@@ -82,12 +83,12 @@ def tables(groups: Groups) -> str:
     )
 
 
-def comparison(groups: Groups, cell: Cell, last: dict[str, str] | None = None) -> str:
+def comparison(groups: Groups, cell: Cell, last: Callable[[Groups, str], str] | None = None) -> str:
     """A row per task and a column per method; `last` is a row over all tasks, where there are several."""
     methods = method_order(groups)
     rows = [[task, *(cell(found.get(method, [])) for method in methods)] for task, found in groups.items()]
     if last and len(groups) > 1:
-        rows.append(["**mean of the tasks**", *(last[method] for method in methods)])
+        rows.append(["**mean of the tasks**", *(last(groups, method) for method in methods)])
     return markdown(["task", *methods], rows)
 
 
@@ -96,12 +97,12 @@ def interquartile_table(groups: Groups) -> str:
     rows = []
     for method in method_order(groups):
         tasks = [found[method] for found in groups.values() if method in found]
-        figures = [("before", 100.0), ("after", 100.0), ("cumulative_regret", 1.0)]
-        cells = [
-            _interval(interquartile_mean([_values(t, name) for t in tasks]), scale) for name, scale in figures
-        ]
-        rows.append([method, str(sum(map(len, tasks))), *cells])
-    return markdown(["method", "runs", "score before", "score after", "cumulative regret"], rows)
+        cells = []
+        for name, scale in (("before", 100.0), ("after", 100.0), ("cumulative_regret", 1.0)):
+            found = [_values(members, name) for members in tasks]
+            cells.append(_interval(interquartile_mean(found) if all(found) else None, scale))
+        rows.append([method, f"{len(tasks)} of {len(groups)}", str(sum(map(len, tasks))), *cells])
+    return markdown(["method", "tasks", "runs", "score before", "score after", "cumulative regret"], rows)
 
 
 def run_table(groups: Groups) -> str:
@@ -149,28 +150,24 @@ def _over_tasks(groups: Groups, method: str, name: str) -> float | None:
     return sum(one.value for one in means if one) / len(means) if all(means) else None
 
 
-def _mean_scores(groups: Groups) -> dict[str, str]:
-    found = {}
-    for method in method_order(groups):
-        before, after = (_over_tasks(groups, method, name) for name in ("before", "after"))
-        pair = [NOTHING if one is None else f"{100 * one:.1f}" for one in (before, after)]
-        found[method] = " → ".join(pair) if before is not None or after is not None else NOTHING
-    return found
+def _mean_scores(groups: Groups, method: str) -> str:
+    pair = [_over_tasks(groups, method, name) for name in ("before", "after")]
+    return NOTHING if pair == [None, None] else " → ".join(_number(one) for one in pair)
 
 
-def _mean_improvement(groups: Groups) -> dict[str, str]:
-    found = {}
-    for method in method_order(groups):
-        before, gain = (_over_tasks(groups, method, name) for name in ("before", "improvement"))
-        found[method] = NOTHING if gain is None else f"{100 * gain:+.1f}"
-        if before and gain is not None:
-            found[method] += f" ({gain / before:+.1%})"
-    return found
+def _mean_improvement(groups: Groups, method: str) -> str:
+    gain = _over_tasks(groups, method, "improvement")
+    with_gain = {
+        task: {method: [one for one in methods.get(method, []) if one.outcome.improvement is not None]}
+        for task, methods in groups.items()
+    }
+    before = _over_tasks(with_gain, method, "before")
+    share = f" ({gain / before:+.1%})" if gain is not None and before is not None and before > 0.0 else ""
+    return _number(gain, sign="+") + share
 
 
-def _mean_regret(groups: Groups) -> dict[str, str]:
-    means = {method: _over_tasks(groups, method, "cumulative_regret") for method in method_order(groups)}
-    return {method: NOTHING if one is None else f"{one:.2f}" for method, one in means.items()}
+def _mean_regret(groups: Groups, method: str) -> str:
+    return _number(_over_tasks(groups, method, "cumulative_regret"), scale=1.0, digits=2)
 
 
 # ---- numbers -----------------------------------------------------------------------------------------------
@@ -181,11 +178,15 @@ def _values(members: Sequence[Member], name: str) -> list[float]:
     return [value for value in found if value is not None]
 
 
+def _number(value: float | None, scale: float = 100.0, digits: int = 1, sign: str = "") -> str:
+    return NOTHING if value is None else f"{scale * value:{sign}.{digits}f}"
+
+
 def _mean(found: Mean | None, scale: float = 100.0, digits: int = 1, sign: str = "") -> str:
     if found is None:
         return NOTHING
-    text = f"{scale * found.value:{sign}.{digits}f}"
-    return text if found.error is None else f"{text} ± {scale * found.error:.{digits}f}"
+    text = _number(found.value, scale, digits, sign)
+    return text if found.error is None else f"{text} ± {_number(found.error, scale, digits)}"
 
 
 def _interval(found: Interval | None, scale: float) -> str:

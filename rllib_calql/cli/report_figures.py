@@ -106,7 +106,8 @@ def by_task(groups: Groups, metric: str, label: str, scale: float = 1.0) -> Figu
         for method, found in methods.items():
             _line(panel, found, scale, styles[method])
         panel.set_title(textwrap.fill(task, WIDTH))
-        panel.set_ylim(-0.03 * scale, 1.03 * scale)
+        heights = [scale * value for found in methods.values() for value in found.mean]
+        panel.set_ylim(min([-0.03 * scale, *heights]), max([1.03 * scale, *heights]))
         _switch(panel, groups[task])
     for empty in axes.flat[len(bands) :]:
         empty.set_visible(False)

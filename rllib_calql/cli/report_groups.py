@@ -155,5 +155,5 @@ def _notes(run: Run, group: Sequence[Run]) -> Iterable[str]:
     names = {name for one in group for name in one.given if name.startswith(("input", "env_config"))}
     for name in differing([one.settings for one in group], names):
         yield f"{name} is not the same in all runs: {short(run.settings.get(name))}"
-    if sum(one.seed == run.seed for one in group) > 1:
+    if run.seed is not None and sum(one.seed == run.seed for one in group) > 1:
         yield "another run has the same seed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -63,8 +64,8 @@ def read_runs(arguments: Iterable[str]) -> list[Run]:
     """
     runs = []
     for argument in arguments:
-        name, _, path = ("", "", argument) if Path(argument).expanduser().exists() else argument.rpartition("=")
-        found = list(_read(Path(path).expanduser()))
+        name, path = _named(argument)
+        found = list(_read(path))
         if not found:
             raise UserError(f"{path}: there is no run, neither a trial of Tune ({RESULTS}) nor a learning curve")
         runs += [replace(run, label=name or None) for run in found]
@@ -72,6 +73,13 @@ def read_runs(arguments: Iterable[str]) -> list[Run]:
     if twice := sorted({source for source in sources if sources.count(source) > 1}):
         raise UserError(f"{', '.join(twice)}: given twice")
     return runs
+
+
+def _named(argument: str) -> tuple[str, Path]:
+    """NAME and PATH; either may hold more of `=`, as the folders of Tune's trials do."""
+    parts = argument.split("=")
+    splits = [("=".join(parts[:i]), Path("=".join(parts[i:])).expanduser()) for i in range(len(parts))]
+    return next((split for split in splits if split[1].exists()), splits[-1])
 
 
 def _read(path: Path) -> Iterator[Run]:
@@ -113,10 +121,12 @@ def read_curve(path: Path) -> Run:
     return Run(str(path), settings, frozenset(given), document.get("preset"), rows)
 
 
-def read_trial(folder: Path) -> Run:
-    """The run of a trial's folder, as far as it has come."""
+def read_trial(folder: Path, until: float = math.inf) -> Run:
+    """The run of a trial's folder, as far as it has come, or up to a training iteration."""
     given = dict(flat(read_json(folder / PARAMETERS))) if (folder / PARAMETERS).is_file() else {}
-    found = trial_rows(folder / RESULTS)
+    if "input_" in given:  # the name under which `offline_data` takes it; results have the other one
+        given["input"] = given.pop("input_")
+    found = [row for row in trial_rows(folder / RESULTS) if row["training_iteration"] <= until]
     rows = [_checked(row.get("calql"), str(folder / RESULTS)) for row in found]
     # The last one: population based training changes it on the way.
     config = dict(flat(found[-1].get("config", {}))) if found else {}

@@ -48,6 +48,7 @@ class SweepTrial:
     config: dict[str, Any]
     given: frozenset[str]
     curve: list[Point]
+    switch: float | None = None  # where on the axis of progress the online phase began
 
     @property
     def last(self) -> float | None:
@@ -107,24 +108,40 @@ def read_trials(folder: Path, metric: str) -> list[SweepTrial]:
     found = sorted(folder.rglob(PARAMETERS))
     if not found:
         raise UserError(f"there is no trial of a Tune run below {folder}")
-    return [_read_trial(path.parent, metric) for path in found]
+    statuses = _statuses(folder)
+    return [_read_trial(path.parent, metric, statuses) for path in found]
 
 
-def _read_trial(folder: Path, metric: str) -> SweepTrial:
+def _statuses(folder: Path) -> dict[str, str]:
+    """Tune's word for each trial's state, by the name of its folder; later states of an experiment last."""
+    states = sorted(folder.rglob("experiment_state-*.json")) or sorted(
+        folder.parent.glob("experiment_state-*.json")
+    )
+    trials = [json.loads(state) for path in states for state, _ in read_json(path).get("trial_data", [])]
+    return {trial["relative_logdir"]: trial["status"] for trial in trials}
+
+
+def _read_trial(folder: Path, metric: str, statuses: Mapping[str, str]) -> SweepTrial:
     given = dict(flat(read_json(folder / PARAMETERS)))
     config = given
     points: list[Point] = []
+    offline, switch = 0.0, None
     last: Mapping[str, Any] = {}
     for row in trial_rows(folder / RESULTS):
         last = row
         config = {**given, **dict(flat(row.get("config", {})))}  # population based training changes it on the way
         figures = dict(flat(row))
         iteration = int(row["training_iteration"])
+        progress = next(float(figures[name]) for name in PROGRESS if name in figures)
+        phase = figures.get("calql.phase", "")
+        if phase == "online" and switch is None:
+            switch = offline
+        offline = progress
         score = figures.get(metric)
         if isinstance(score, int | float) and math.isfinite(score):
-            progress = next(float(figures[name]) for name in PROGRESS if name in figures)
-            points.append(Point(iteration, progress, figures.get("calql.phase", ""), float(score)))
-    if last.get("done"):
+            points.append(Point(iteration, progress, phase, float(score)))
+    # (What a scheduler or a budget of time has ended is not "done", but Tune does not take it up again.)
+    if last.get("done") or (last and statuses.get(folder.name) == "TERMINATED"):
         status = "ended"
     elif (folder / FAILURE).is_file():
         status = "failed"
@@ -132,7 +149,8 @@ def _read_trial(folder: Path, metric: str) -> SweepTrial:
         status = "unfinished" if last else "no result"
     iterations = int(last.get("training_iteration", 0))
     name = re.search(r"[0-9a-f]+_\d{5}(?=_\d)", folder.name)  # Tune's id of the trial
-    return SweepTrial(name[0] if name else folder.name, status, iterations, config, frozenset(given), points)
+    title = name[0] if name else folder.name
+    return SweepTrial(title, status, iterations, config, frozenset(given), points, switch)
 
 
 # ---- comparing ---------------------------------------------------------------------------------------------
@@ -169,8 +187,7 @@ def draw(trials: list[SweepTrial], varied: list[str], metric: str, path: Path) -
         x, y = [point.progress for point in trial.curve], [point.score for point in trial.curve]
         style: dict[str, Any] = {"linewidth": 2.5} if rank == 0 else {"linewidth": 1.0, "alpha": 0.7}
         axes.plot(x, y, marker=".", label=label if rank < MANY else None, **style)
-    switched = [trial.curve for trial in trials if any(point.phase == "online" for point in trial.curve)]
-    switches = {max((p.progress for p in curve if p.phase == "offline"), default=0.0) for curve in switched}
+    switches = {trial.switch for trial in trials if trial.curve and trial.switch is not None}
     for switch in switches:
         axes.axvline(switch, color="black", linestyle="--", linewidth=0.5)
     phases = any(point.phase for trial in trials for point in trial.curve)

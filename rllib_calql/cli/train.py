@@ -13,7 +13,7 @@ from typing import Any
 import ray
 import typer
 from ray.cluster_utils import Cluster
-from ray.tune import run_experiments
+from ray.tune import Callback, run_experiments
 from ray.tune.experiment import Trial
 from rich.console import Console
 from rich.table import Table
@@ -43,7 +43,7 @@ def run(experiments: dict[str, Spec], options: TrainOptions) -> None:
         name: {key: value for key, value in spec.items() if key not in SCHEDULING}
         for name, spec in experiments.items()
     }
-    callbacks = loggers(options)
+    callbacks, ends = loggers(options), Ends()
     checked = [variant for name, spec in experiments.items() for variant in variants(name, spec)]
     for variant in checked:
         if variant.unknown_keys:
@@ -72,10 +72,10 @@ def run(experiments: dict[str, Spec], options: TrainOptions) -> None:
                 scheduler=scheduler,
                 resume=options.resume,
                 verbose=verbose,
-                callbacks=callbacks,
+                callbacks=[*callbacks, ends],
                 raise_on_failed_trial=False,
             )
-        code = report(trials)
+        code = report(trials, ends)
     if code:
         raise typer.Exit(code)
 
@@ -170,7 +170,23 @@ def started_ray(options: TrainOptions) -> Iterator[None]:
 # ---- after -------------------------------------------------------------------------------------------------
 
 
-def report(trials: list[Trial]) -> int:
+class Ends(Callback):
+    """Tune callback: which trials have come to their end, be it by a scheduler or a budget of time.
+
+    Afterwards they do not say: Tune's cleaning up terminates those that an interrupt has caught, too.
+    """
+
+    def __init__(self) -> None:
+        self._finished: dict[str, bool] = {}
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self._finished = {trial.trial_id: trial.is_finished() for trial in trials}
+
+    def __contains__(self, trial: Trial) -> bool:
+        return self._finished.get(trial.trial_id, trial.is_finished())
+
+
+def report(trials: list[Trial], ends: Ends) -> int:
     """Says where the checkpoints are and what failed. Returns the exit code: 1 failed, 130 interrupted."""
     code = 0
     for trial in trials:
@@ -180,7 +196,7 @@ def report(trials: list[Trial]) -> int:
             code = 1
             lines = (trial.get_error() or "no error was recorded").strip().splitlines()
             typer.echo(f"Error: {trial} failed: {lines[-1]} (traceback: {trial.path}/error.txt)", err=True)
-        elif not trial.last_result.get("done"):
+        elif trial not in ends:
             code = code or 130
             typer.echo(f"{trial} was interrupted: the same command with --resume goes on with it", err=True)
     return code
