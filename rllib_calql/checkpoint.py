@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from rllib_calql.data import DatasetError, Transitions
 from rllib_calql.data.replay_files import ReplayFiles, share
 from rllib_calql.data.whole import CheckpointError, check_whole, recover, whole_folder
 from rllib_calql.dataset import check_same_data
+from rllib_calql.envs.creation import RECORDED
 from rllib_calql.metrics import RunSummary
 
 if TYPE_CHECKING:
@@ -220,6 +221,7 @@ class Checkpoints(Algorithm):
         filesystem: FileSystem | None = None,
         *,
         input_: str | Path | Transitions | Callable[[], Transitions] | None = None,
+        input_config: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Builds the run that a checkpoint is of, and goes on where it was saved.
@@ -229,6 +231,8 @@ class Checkpoints(Algorithm):
             filesystem: of `path`, where it is not given by a URI.
             input_: the dataset, where it has been moved or was given in memory; data other than the run's are
                 taken with a warning.
+            input_config: options of its reader. By default the run's; where `input_` is no name or path, those
+                of them that are not the reader's.
             **kwargs: refused: to change the config, build it and `restore`.
 
         Raises:
@@ -242,7 +246,12 @@ class Checkpoints(Algorithm):
         with local_checkpoint(path, filesystem) as folder:
             algorithm_class, config = saved_config(folder)
             if input_ is not None:
-                config.offline_data(input_=input_)
+                recorded = {name: value for name, value in config.env_config.items() if name == RECORDED}
+                options = config.input_config if input_config is None else input_config
+                if input_config is None and not isinstance(input_, (str, Path, list, tuple)):
+                    options = {name: value for name, value in options.items() if name == "actions_normalized"}
+                config.offline_data(input_=input_, input_config=options)
+                config.env_config |= recorded  # the run's environment, whatever these data tell of theirs
                 # Rewards keep the scale that the critics have learned, whatever these data's returns are.
                 factor = json.loads((folder / RUN).read_text())["reward_factor"]
                 config.training(reward_scale=config.reward_scale * factor, normalize_reward=False)
@@ -260,6 +269,8 @@ class Checkpoints(Algorithm):
     def _load(self, folder: Path, other_data: bool = False) -> None:
         run = json.loads((folder / RUN).read_text())
         check_same_data(run["dataset"], self.dataset, other_data)
+        if other_data and self.score_range is None and run["score_range"] is not None:
+            self.score_range = tuple(run["score_range"])  # these data may not tell what the run's did
         if self.stack.requested:
             self.stack.collect()  # under other weights, for another run
         if saved_on_policy_stack(folder) == (not self.config.enable_rl_module_and_learner):

@@ -274,13 +274,15 @@ class CalQLConfig(TrainingSettings):
         """Asks the dataset in which environment it was recorded, once."""
         if self.env != FROM_DATASET or RECORDED in self.env_config:
             return
-        if self.input_ == "sampler" or (callable(self.input_) and not isinstance(self.input_, Transitions)):
-            raise ValueError(f"environment({FROM_DATASET!r}) needs a dataset: set offline_data(input_=...) to one")
-        options = {name: value for name, value in self.input_config.items() if name != "actions_normalized"}
         source: Any = self.input_
+        options = dict(self.input_config)
         if isinstance(source, (list, tuple)):
             first = entries_of(source)[0]
             source, options = first.input, options | first.options
+        if source == "sampler" or not (isinstance(source, (str, Path, Mapping)) or hasattr(source, "metadata")):
+            raise ValueError(f"environment({FROM_DATASET!r}) needs a dataset: set offline_data(input_=...) to one")
+        for name in ("actions_normalized", "observations"):  # which are not the reader's
+            options.pop(name, None)
         environment = open_source(source, **options).metadata.environment
         if environment is None:
             raise ValueError(

@@ -19,6 +19,7 @@ import ray
 from filelock import FileLock
 from ray.data import Dataset
 
+from rllib_calql.data.columns import ObservationLayout
 from rllib_calql.data.errors import DatasetError
 from rllib_calql.data.rows import Source
 from rllib_calql.data.sources.tables import open_table
@@ -54,12 +55,14 @@ def stream(
     *,
     columns: Mapping[str, str | Sequence[str]] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    observations: ObservationLayout = "flatten",
     cache: str | Path | None = None,
 ) -> Transitions:
     """Streams a Ray Dataset to this node's disk, and opens it there.
 
     Args:
         dataset, columns, shapes: see `open`.
+        observations: see `open_dataset`; images need "keep".
         cache: the folder to write. Where it exists it is opened and nothing is streamed, so concurrent trials
             and later runs share it; remove it when the dataset has changed. By default a temporary folder that
             is removed when this process ends (TMPDIR says where such folders are).
@@ -70,13 +73,14 @@ def stream(
     if cache is None:
         folder = tempfile.TemporaryDirectory(prefix="calql-")
         _temporary_folders.append(folder)
-        return write_dataset(open(dataset, columns=columns, shapes=shapes), Path(folder.name, "data"))
+        source, path = open(dataset, columns=columns, shapes=shapes), Path(folder.name, "data")
+        return write_dataset(source, path, observations=observations)
     path = Path(cache).expanduser().absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.stream.lock")):  # others wait, and find it there
         if path.exists():
             return open_folder(path)
-        return write_dataset(open(dataset, columns=columns, shapes=shapes), path)
+        return write_dataset(open(dataset, columns=columns, shapes=shapes), path, observations=observations)
 
 
 @dataclass(frozen=True)

@@ -315,7 +315,7 @@ def test_input_reader_feeds_plain_rllib() -> None:
         .offline_data(
             input_="calql",
             input_config={
-                "dataset": str(path),
+                "dataset": [str(path), {"input": str(path)}],
                 "reward_scale": 10.0,
                 "reward_bias": -5.0,
                 "sparse_failure_reward": 0.0,

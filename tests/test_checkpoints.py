@@ -16,7 +16,7 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from ray.tune import Checkpoint
 
 from rllib_calql import CalQL
-from rllib_calql.data import DatasetError, DatasetWarning, Transitions
+from rllib_calql.data import DatasetError, DatasetWarning, Transitions, open_dataset, write_dataset
 from rllib_calql.data.whole import CheckpointError
 from tests.conftest import collect_pendulum
 from tests.test_resume import deterministic, small_config
@@ -88,7 +88,8 @@ def test_a_dataset_that_has_moved_or_changed(tmp_path: Path) -> None:
 
     old, new = tmp_path / "old.hdf5", tmp_path / "new.hdf5"
     write(old, collect_pendulum(3))
-    algo = small_config(str(old), 0, num_offline_updates=10).build_algo()
+    config = small_config(str(old), 0, num_offline_updates=10).offline_data(input_config={"rewards": "rewards"})
+    algo = config.build_algo()
     algo.train()
     algo.save(str(tmp_path / "checkpoint"))
     expected = deterministic(algo.train()["calql"])
@@ -99,6 +100,14 @@ def test_a_dataset_that_has_moved_or_changed(tmp_path: Path) -> None:
     algo = CalQL.from_checkpoint(tmp_path / "checkpoint", input_=new)
     assert deterministic(algo.train()["calql"]) == expected
     algo.stop()
+    # The run's options of the reader stay for a path, do not count for rows, and others can be given.
+    for input_, input_config in (
+        (open_dataset(new), None),
+        (write_dataset(open_dataset(new), tmp_path / "data"), {}),
+    ):
+        algo = CalQL.from_checkpoint(tmp_path / "checkpoint", input_=input_, input_config=input_config)
+        assert deterministic(algo.train()["calql"]) == expected
+        algo.stop()
     write(old, collect_pendulum(3, seed=9))
     with pytest.raises(DatasetError, match=r"run on .*old.hdf5 .*, and here is .*old.hdf5"):
         CalQL.from_checkpoint(tmp_path / "checkpoint")

@@ -10,10 +10,12 @@ import h5py
 import numpy as np
 import pytest
 
-from rllib_calql.data import DatasetError, DatasetWarning, Preparation, open_dataset, open_source
+from rllib_calql.data import DatasetError, DatasetWarning, Metadata, Preparation, open_dataset, open_source
 from rllib_calql.data.reference_scores import reference_scores
+from rllib_calql.data.rows import OneChunk
 from rllib_calql.data.sources.d4rl import locate
 from rllib_calql.data.sources.d4rl_tasks import BASE_URL, TASKS
+from rllib_calql.data.writers import write_to
 from tests.shared import shared_path
 
 
@@ -294,6 +296,9 @@ def test_reference_scores_come_with_the_name(cache: Path, name: str, scores: tup
     for options in ({"rewards": "infos/rewards_binary"}, {"success_reward": 0.0}):
         assert open_source(f"d4rl://{name}", **options).metadata.score_range is None
     assert open_source(path).metadata.score_range is None
+    (rows,) = open_source(path).chunks()
+    write_to(cache / "mine.hdf5", OneChunk(rows, Metadata(score_range=(1.0, 3.0))))
+    assert open_source("d4rl://mine").metadata.score_range == (1.0, 3.0)  # as by its path
     write(cache / "kitchen-mixed-v0.hdf5", **small_columns(3))  # has other rewards than its environment
     assert open_source("d4rl://kitchen-mixed-v0").metadata.score_range is None
 

@@ -113,6 +113,9 @@ def test_opening_several(tmp_path: Path) -> None:
     assert copy.deepcopy(weighted.parts[1]) is weighted.parts[1]
     called = open_dataset([lambda: numbered(1, 5)])
     assert len(called) == 5
+    assert open_dataset(mixture) is mixture  # which a function may have given
+    with pytest.raises(DatasetError, match="unknown kind of dataset: a int; understood are d4rl://NAME"):
+        open_dataset(3)  # type: ignore[call-overload]
 
 
 def test_options_of_all_and_of_one(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,9 @@ def test_cached_once_under_the_recipes_own_name(tmp_path: Path, monkeypatch: pyt
     first = open_dataset("pointmaze://small")
     (file,) = tmp_path.iterdir()
     assert file.name.startswith("pointmaze-small-")
+    umask = os.umask(0)
+    os.umask(umask)
+    assert file.stat().st_mode & 0o777 == 0o666 & ~umask  # others who share the folder may read it
     monkeypatch.setattr(pointmaze, "generate", lambda recipe: pytest.fail("generated again"))
     assert same(pointmaze.open("small"), first)
     with np.load(file, allow_pickle=False) as columns:

@@ -121,6 +121,20 @@ def test_runs_train_on_datasets_and_functions_that_give_them(
         config.build_algo()
 
 
+def test_observations_may_be_kept(tmp_path: Path) -> None:
+    rows = [
+        {
+            "observation": {"goal": [float(i)], "image": [[[i]]]},
+            "action": [0.0],
+            "reward": 1.0,
+            "terminated": i == 3,
+        }
+        for i in range(4)
+    ]
+    kept = ray_data.stream(ray.data.from_arrow(pa.Table.from_pylist(rows)), observations="keep")
+    assert set(kept.observations) == {"goal", "image"}
+
+
 def test_datasets_that_cannot_be_used(pendulum_data: Transitions) -> None:
     dataset = ray.data.from_arrow(table_of(pendulum_data))
     with pytest.raises(DatasetError, match="the Ray Dataset has no column for rewards"):

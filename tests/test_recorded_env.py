@@ -184,6 +184,18 @@ def test_from_dataset_follows_the_dataset(datasets: Path) -> None:
     assert make_env(made.env, made.env_config).spec.id == "PointMaze_Medium-v3"
     made.environment("Pendulum-v1").validate()
     assert made.env_config == {}
+    # Observations are flattened by `open_dataset` and no concern of the reader.
+    made.environment("from_dataset").offline_data(
+        input_=[{"input": "minari://maze/plain-v0", "observations": "flatten"}],
+        input_config={"end_at_success": True, "observations": "flatten"},
+    )
+    made.validate()
+    for unknown in (lambda: None, [lambda: None]):
+        with pytest.raises(ValueError, match=r"environment\('from_dataset'\) needs a dataset"):
+            config().environment("from_dataset").offline_data(input_=unknown).validate()
+    longer = config().environment("from_dataset", env_config={"max_episode_steps": 7})
+    longer.offline_data(input_="minari://pendulum/long-v0").validate()
+    assert make_env(longer.env, longer.env_config).spec.max_episode_steps == 7
 
 
 def test_another_environment_on_the_command_line(datasets: Path) -> None:

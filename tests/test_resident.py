@@ -103,8 +103,9 @@ def test_online_rows_alone_and_a_store_that_is_filled_anew() -> None:
 
 def test_bytes_needed() -> None:
     replay = replay_of(20)
-    columns = ResidentReplay(replay, BATCH, "cpu").columns
-    assert ResidentReplay.bytes_needed(replay) == sum(c.numel() * c.element_size() for c in columns.values())
+    for dtype in (torch.float32, torch.float64):
+        columns = ResidentReplay(replay, BATCH, "cpu", dtype).columns.values()
+        assert ResidentReplay.bytes_needed(replay, dtype) == sum(c.numel() * c.element_size() for c in columns)
 
 
 @pytest.mark.parametrize("settings", [{}, {"bc_iters": 7}, {"target_network_update_freq": 3}])

@@ -74,6 +74,11 @@ def test_scores_are_what_the_data_say_unless_the_config_does(pendulum_data: Tran
     summary = json.loads(out.read_text())
     assert summary["normalized_score"] == pytest.approx((summary["return_mean"] + 800.0) / 700.0)
 
+    # ... and the run itself, where it goes on with data that do not
+    algo = CalQL.from_checkpoint(tmp_path / "checkpoint", input_=pendulum_data)
+    assert algo.score_range == (-800.0, -100.0)
+    algo.stop()
+
     told = small.copy(copy_frozen=False).training(score_range="hopper-medium-v2").build_algo()
     assert told.score_range == (-20.272305, 3234.3)
     told.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -306,3 +307,11 @@ def test_columns_of_other_datasets(tmp_path: Path) -> None:
             open_dataset(tmp_path / "one")
         file.write_bytes(whole)
     assert len(open_dataset(tmp_path / "one")) == 12
+
+
+def test_rows_that_were_changed_are_pickled_and_not_their_folder(tmp_path: Path) -> None:
+    opened = write_dataset(small(), tmp_path / "data")
+    doubled = opened.changed(rewards=opened.rewards * 2.0)
+    for changed in (doubled, replace(opened, rewards=opened.rewards * 2.0)):
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(changed)).rewards, doubled.rewards)
+    assert len(pickle.dumps(opened)) < 500  # the path

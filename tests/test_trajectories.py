@@ -199,3 +199,12 @@ def test_damaged_files(tmp_path: Path) -> None:
         DatasetError, match="columns has 'step': 'a'; trajectories take one name each of observations"
     ):
         open_dataset(as_npy(tmp_path / "data.npy", ADROIT), allow_pickle=True, columns={"step": "a"})
+
+
+def test_next_observations_of_some_trajectories_only(tmp_path: Path) -> None:
+    """They are not lost, whichever comes first."""
+    without = {"observations": np.zeros((4, 3)), "actions": np.zeros((4, 2)), "rewards": np.zeros(4)}
+    with_them = {**without, "next_observations": np.zeros((4, 3))}
+    for trajectories in ([without, with_them], [with_them, without]):
+        with pytest.raises(DatasetError, match="steps have different columns or shapes"):
+            open_dataset(as_npy(tmp_path / "data.npy", trajectories), allow_pickle=True)

@@ -40,6 +40,7 @@ METADATA = Metadata(
     action_space=Box(-2.0, 2.0, (2,)),
     environment=gym.spec("Pendulum-v1").to_json(),
     score_range=(-3.0, 7.0),
+    actions_normalized=True,
 )
 KINDS = ("arrow", "data.hdf5", "minari://some/where-v0")
 
@@ -72,8 +73,12 @@ def test_what_is_written_is_read_again(kind: str, cuts: list[int], following: bo
     same(found, expected)
     assert done == sorted(done)
     assert done[-1] >= len(expected) == len(found)
-    for name in ("observation_space", "action_space", "environment", "score_range"):
+    for name in ("observation_space", "action_space", "environment", "score_range", "actions_normalized"):
         assert getattr(found.metadata, name) == getattr(METADATA, name), name
+    again = place(f"minari://{kind[9:]}1" if "://" in kind else f"other-{kind}", tmp_path)
+    write_to(again, Chunks(rows, cuts))
+    unknown = open_source(again).metadata
+    assert (unknown.action_space, unknown.actions_normalized) == (None, False)
 
 
 def test_d4rl_files_are_flat_columns(tmp_path: Path) -> None:

@@ -32,13 +32,19 @@ class _Window:
     def append(self, columns: Mapping[str, np.ndarray]) -> None:
         count = len(columns[next(iter(self._columns))])
         if self._tail + count > self._size:
-            live = self.view()
-            for name, column in self._columns.items():
-                column[: len(self)] = live[name]
-            self._head, self._tail = 0, len(self)
+            self._to_the_front()
         for name, column in self._columns.items():
             column[self._tail : self._tail + count] = columns[name]
         self._tail += count
+
+    def _to_the_front(self) -> None:
+        """In blocks no larger than the room there: of what overlaps, numpy would make a copy first."""
+        block = max(1, self._head)
+        for column in self._columns.values():
+            for start in range(self._head, self._tail, block):
+                stop = min(start + block, self._tail)
+                column[start - self._head : stop - self._head] = column[start:stop]
+        self._head, self._tail = 0, len(self)
 
     def view(self) -> dict[str, np.ndarray]:
         return {name: column[self._head : self._tail] for name, column in self._columns.items()}

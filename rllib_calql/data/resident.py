@@ -52,10 +52,10 @@ class ResidentReplay:
         self._lengths, self._starts = (torch.as_tensor(numbers, device=device) for numbers in (lengths, starts))
 
     @staticmethod
-    def bytes_needed(replay: MixedReplay) -> int:
-        """Bytes of the float32 columns."""
+    def bytes_needed(replay: MixedReplay, dtype: torch.dtype = torch.float32) -> int:
+        """Bytes of the columns."""
         rows = replay.online.capacity + (0 if replay.offline is None else len(replay.offline))
-        return 4 * rows * (2 * replay.online.obs_dim + replay.online.act_dim + 3)
+        return dtype.itemsize * rows * (2 * replay.online.obs_dim + replay.online.act_dim + 3)
 
     def refresh(self, *, online: bool) -> None:
         """Takes over online rows that are new and the rule of the phase, as `MixedReplay.sample` has them."""

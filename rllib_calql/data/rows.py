@@ -103,10 +103,15 @@ def join(parts: Sequence[Rows]) -> Rows:
     if len(parts) == 1:
         return parts[0]
     columns = [vars(part) for part in parts]
+
+    def joined(*leaves: np.ndarray | None) -> np.ndarray | None:
+        present = [leaf for leaf in leaves if leaf is not None]
+        if present and len(present) < len(leaves):
+            raise ValueError("some have no next observations")
+        return np.concatenate(present) if present else None
+
     try:
-        return Rows(
-            **tree.map_structure(lambda *leaves: None if leaves[0] is None else np.concatenate(leaves), *columns)
-        )
+        return Rows(**tree.map_structure(joined, *columns))
     except (TypeError, ValueError) as error:
         raise DatasetError(f"steps have different columns or shapes: {error}") from error
 

@@ -85,6 +85,7 @@ def open_columns(folder: Path) -> tuple[Transitions, str | None]:
         final_observations=final_observations,
         metadata=metadata,
         mapped=MappedFolder(folder, maps.columns),
+        as_written=True,
         episode_ends=ends,
     ), fingerprint
 

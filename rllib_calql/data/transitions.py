@@ -70,6 +70,9 @@ class Transitions:
     # What `take` makes of observations with images: so many frames a row (see `frames`). None: as they are.
     frame_stack: int | None = None
     mapped: MappedFolder | None = None  # where the columns lie, if they are memory-mapped
+    as_written = (
+        False  # no field: True of those that were opened from `mapped`, and not of what they are changed to
+    )
 
     def __post_init__(self) -> None:
         columns: dict[str, Any] = {
@@ -206,7 +209,7 @@ class Transitions:
 
     def __reduce__(self) -> Any:
         """Mapped columns are opened again by whoever unpickles them; others go along."""
-        if self.mapped is not None and self.mc_returns is None:
+        if self.mapped is not None and self.as_written:
             return _open_folder, (str(self.mapped.path),)
         names = self.__dataclass_fields__
         return _unpickled, (type(self), {name: getattr(self, name) for name in names} | {"mapped": None})

@@ -46,7 +46,8 @@ def make_recorded(environment: str, **kwargs: Any) -> gym.Env:
             )
     _register(spec)
     try:
-        env = gym.make(spec["id"], max_episode_steps=spec["max_episode_steps"], **{**spec["kwargs"], **kwargs})
+        given = {"max_episode_steps": spec["max_episode_steps"]} | spec["kwargs"] | kwargs
+        env = gym.make(spec["id"], **given)
         for wrapper in spec["additional_wrappers"]:
             env = getattr(gym.wrappers, wrapper["entry_point"].rpartition(":")[2])(env, **wrapper["kwargs"])
     except Exception as error:  # whatever the environment's own code says

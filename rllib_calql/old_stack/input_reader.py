@@ -11,7 +11,7 @@ from ray.rllib.offline.input_reader import InputReader
 from ray.rllib.offline.io_context import IOContext
 from ray.rllib.policy.sample_batch import SampleBatch
 
-from rllib_calql.data import MixedReplay, Preparation, check_fits, open_dataset
+from rllib_calql.data import MixedReplay, Preparation, Transitions, check_fits, open_dataset
 from rllib_calql.replay_buffer import to_sample_batch
 
 INPUT_NAME = "calql"
@@ -49,14 +49,19 @@ class CalQLInputReader(InputReader):
         settings = {key: options.pop(key) for key in known & options.keys()}
         settings.setdefault("gamma", ioctx.config["gamma"])
         raw = open_dataset(dataset, **options)
+        bounds: dict[str, Any] = {}
         if ioctx.worker is not None:
             for policy in ioctx.worker.policy_map.values():
                 check_fits(raw, policy.observation_space, policy.action_space)
-                if not raw.metadata.actions_normalized and isinstance(policy.action_space, Box):
-                    settings.setdefault("action_low", policy.action_space.low)
-                    settings.setdefault("action_high", policy.action_space.high)
+                if isinstance(policy.action_space, Box):
+                    bounds = {"action_low": policy.action_space.low, "action_high": policy.action_space.high}
+
+        def prepared(part: Transitions) -> Transitions:
+            in_bounds = {} if part.metadata.actions_normalized else bounds
+            return Preparation(**{**in_bounds, **settings})(part)
+
         self._batch_size = ioctx.config["train_batch_size"]
-        rows = Preparation(**settings)(raw)
+        rows = raw.each(prepared)
         self._replay = MixedReplay(rows, 1, 1.0, seed, rows.obs_dim, rows.act_dim)
 
     def next(self) -> SampleBatch:

@@ -80,7 +80,7 @@ class PolicyStack:
             chosen, device = self._algorithm.config.replay_device, self.update.device
             self._on_device = bool(chosen == "update")
             if chosen == "auto" and device.type == "cuda" and self.update.encoder is None:
-                needed = ResidentReplay.bytes_needed(self._algorithm.local_replay_buffer.replay)
+                needed = ResidentReplay.bytes_needed(self._algorithm.local_replay_buffer.replay, self.update.dtype)
                 self._on_device = bool(2 * needed <= torch.cuda.mem_get_info(device)[0])
         return self._on_device
 

@@ -86,6 +86,11 @@ def open_source(uri: str | Path | Mapping[str, Any] | Source, **options: Any) ->
     else:
         if options:
             raise DatasetError(f"options {', '.join(sorted(options))} are for datasets opened by name or path")
+        if not hasattr(uri, "chunks"):
+            raise DatasetError(
+                f"unknown kind of dataset: a {type(uri).__name__}; understood are {UNDERSTOOD}, a "
+                "dict of arrays, and Transitions"
+            )
         return uri
     module, _, function = name.rpartition(".")
     reader = getattr(import_module(f".{module}", __name__), function)
@@ -110,12 +115,12 @@ def open_dataset(
 
 @overload
 def open_dataset(
-    uri: list[Any] | tuple[Any, ...], *, observations: ObservationLayout | None = None, **options: Any
+    uri: Mixture | list[Any] | tuple[Any, ...], *, observations: ObservationLayout | None = None, **options: Any
 ) -> Mixture: ...
 
 
 def open_dataset(
-    uri: str | Path | Mapping[str, Any] | Source | list[Any] | tuple[Any, ...],
+    uri: str | Path | Mapping[str, Any] | Source | Mixture | list[Any] | tuple[Any, ...],
     *,
     observations: ObservationLayout | None = None,
     **options: Any,
@@ -125,6 +130,7 @@ def open_dataset(
     Args:
         uri: see `open_source`; or a list of such, or of dicts `{"input": uri, "weight": 2.0, **options}`, which
             makes a `Mixture` (`options` are added to those given here, and only go to what is opened by name).
+            A `Mixture` is returned as it is.
         observations: what becomes of Dict and Tuple observations: "flatten" makes one vector of them, in the
             order of gymnasium's `flatten`; "keep" keeps them, for other uses than training. By default they are
             flattened, but left as they are in `Transitions` and in our own Arrow folders.
@@ -138,6 +144,8 @@ def open_dataset(
     """
     if observations not in (None, *get_args(ObservationLayout)):
         raise DatasetError(f"observations must be 'flatten' or 'keep', not {observations!r}")
+    if isinstance(uri, Mixture):
+        return uri
     if isinstance(uri, (list, tuple)):
         entries = entries_of(uri)
         parts = [_open_entry(entry, observations, options) for entry in entries]

@@ -42,8 +42,10 @@ def open_task(
     if max_episode_steps is None and name in TASKS:
         max_episode_steps = TASKS[name].max_episode_steps
     source = open(path, max_episode_steps=max_episode_steps, rewards=rewards, success_reward=success_reward)
+    if name not in TASKS:  # a file of one's own
+        return source
     own_rewards = rewards == "rewards" and success_reward is None and not name.startswith("kitchen-")
-    scores = reference_scores(name) if own_rewards and name in TASKS else None
+    scores = reference_scores(name) if own_rewards else None
     return replace(source, metadata=replace(source.metadata, score_range=scores))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -75,6 +75,8 @@ def made_once(
     try:
         with np.load(path, allow_pickle=False) as columns:
             return Transitions(**columns)
+    except PermissionError as error:
+        raise DatasetError(f"{path} cannot be read: {error}") from error
     except (ValueError, TypeError, KeyError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
         raise DatasetError(f"{path} is damaged ({error}): delete it, and it is made again") from error
 
@@ -95,10 +97,10 @@ def _save(path: Path, data: Transitions) -> None:
     """Writes the columns so that other processes see the whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {name: getattr(data, name) for name in _COLUMNS}
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-        try:
-            np.savez_compressed(file, **columns)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.replace(file.name, path)
+    partial = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.npz")  # with the permissions that new files have
+    try:
+        np.savez_compressed(partial, **columns)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import h5py
 import numpy as np
 import tree
@@ -144,7 +145,8 @@ def open(path: str | Path, *, end_at_success: bool | None = None) -> MinariFolde
             end_at_success=bool(end_at_success),
             metadata=Metadata(
                 observation_space=dataset.observation_space,
-                action_space=dataset.action_space,
+                action_space=None if _unbounded(dataset.action_space) else dataset.action_space,
+                actions_normalized=bool(recorded.get("actions_normalized")),
                 environment=environment,
                 num_rows=_count(recorded.get("total_steps")),
                 score_range=scores,
@@ -166,6 +168,11 @@ def import_minari() -> Any:
             f"Minari's datasets need the minari package ({error}): pip install 'rllib_calql[minari]'"
         ) from error
     return minari
+
+
+def _unbounded(space: gym.Space) -> bool:
+    """Whether a space says nothing about the environment's, as those of writers that did not know it."""
+    return isinstance(space, gym.spaces.Box) and not space.is_bounded()
 
 
 def _dataset(path: Path) -> Any:

@@ -58,6 +58,8 @@ def _about(metadata: Metadata) -> dict[str, Any]:
         about["ref_min_score"], about["ref_max_score"] = metadata.score_range
     if metadata.source is not None:
         about["description"] = f"Converted from {metadata.source}."
+    if metadata.actions_normalized:
+        about["actions_normalized"] = True  # ours: Minari has no word for it
     return about
 
 
