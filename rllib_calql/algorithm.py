@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from gymnasium.spaces import Discrete
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.cql import CQL
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.evaluation.metrics import summarize_episodes
 from ray.rllib.policy.policy import Policy
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS
 
@@ -34,12 +34,13 @@ from rllib_calql.dataset import (
     reference,
     without_rows,
 )
+from rllib_calql.envs.creation import make_env
 from rllib_calql.metrics import RunSummary, WeightedMeans, evaluation_scores, normalized_score
 from rllib_calql.new_stack.training import LearnerStack
 from rllib_calql.old_stack.policy import CalQLTorchPolicy
 from rllib_calql.old_stack.training import PolicyStack
 from rllib_calql.replay_buffer import CalQLReplayBuffer
-from rllib_calql.runners import wait_for_one
+from rllib_calql.runners import play_in_shares, wait_for_one
 from rllib_calql.stack import Episode
 
 logger = logging.getLogger(__name__)
@@ -80,13 +81,19 @@ class CalQL(Checkpoints, CQL):
         self.config = without_rows(self.config)
         super().setup(config)
         self.summary = RunSummary()
+        self.summary.earn_by(self.config.utd_ratio, self.config.warmup_env_steps)
         self.stack = LearnerStack(self) if config.enable_rl_module_and_learner else PolicyStack(self)
         observation_space, action_space = self.stack.spaces
         data = open_offline_data(given, observation_space, action_space)
         offline, self.reward_factor, self.score_range = data
         self.dataset = reference(self.config, offline)
+        env = self.stack.env
+        if env is None and self.config.env is not None:  # it is in other processes
+            env = make_env(self.config.env, self.config.env_config)
+            env.close()
         if offline is not None:
-            check_environment(offline, self.stack.env)
+            check_environment(offline, env)
+        check_capacity(self.config, env)
         self.local_replay_buffer = CalQLReplayBuffer(
             observation_space.shape[-1],
             action_width(action_space),
@@ -98,7 +105,6 @@ class CalQL(Checkpoints, CQL):
             None if frame_layout(observation_space) is None else self.config.frame_stack,
         )
         self._replay_files = ReplayFiles(self.local_replay_buffer.replay.online)
-        check_capacity(self.config, self.stack.env)
         if offline is not None and self.config.normalize_observations:
             self.stack.load_weights(observation_statistics(offline))
         # When they are first needed, as a restored run has its own: the reference value is fitted, and weights
@@ -120,21 +126,11 @@ class CalQL(Checkpoints, CQL):
     @property
     def complete(self) -> bool:
         """Whether both phases have run to their ends."""
-        return self.phase == "online" and self._collected and self._num_earned == 0
+        return self.phase == "online" and self._collected and self.summary.num_updates_due == 0
 
     @property
     def _collected(self) -> bool:
         return self.summary.num_online_env_steps >= self.config.num_online_env_steps
-
-    @property
-    def _num_earned(self) -> int:
-        """Online updates that the steps collected so far have earned, and that are still to be done.
-
-        A run restored under another config may have done more than that config earns: then there are none.
-        """
-        steps = max(0, self.summary.num_online_env_steps - self.config.warmup_env_steps)
-        earned = math.floor(steps * self.config.utd_ratio)
-        return max(0, self.config.num_offline_updates + earned - self.stack.num_updates)
 
     @property
     def _random_actions(self) -> bool:
@@ -147,6 +143,7 @@ class CalQL(Checkpoints, CQL):
     def step(self) -> dict[str, Any]:
         """One training iteration; always evaluated where it ends a phase, if evaluation is configured at all."""
         phase, was_complete, self._evaluated = self.phase, self.complete, False
+        self.load_initial_weights()  # before a parallel evaluation could do so at the same time
         results = super().step()
         if not self._evaluated:  # the new API stack repeats older results
             results.pop(EVALUATION_RESULTS, None)
@@ -164,7 +161,6 @@ class CalQL(Checkpoints, CQL):
         """A share of the offline phase, or rounds of whole online episodes, each with the updates it earns."""
         self._means, self._seconds, self._steps = WeightedMeans(), 0.0, 0
         updates_before = self.stack.num_updates
-        self.load_initial_weights()
         if self.config.learns_reference and self.reference_value is None:
             offline, failure = (
                 self.local_replay_buffer.replay.offline,
@@ -181,12 +177,12 @@ class CalQL(Checkpoints, CQL):
             left = self.config.num_offline_updates - self.stack.num_updates
             self._learn(min(left, self.config.min_train_updates_per_iteration), online)
         if online:
-            self._learn(self._num_earned, online)  # by episodes that a checkpoint has waited for
+            self._learn(self.summary.num_updates_due, online)  # by episodes that a checkpoint has waited for
         while online and self._steps < self.config.min_env_steps_per_iteration and not self._collected:
             self._collect()
             if self.config.overlap_sampling and not self._collected:
                 self.stack.request(self._random_actions)
-            self._learn(self._num_earned, online)
+            self._learn(self.summary.num_updates_due, online)
         self._figures = self._means.result()
         if num_updates := self.stack.num_updates - updates_before:
             self._figures["updates_per_second"] = num_updates / self._seconds
@@ -196,13 +192,7 @@ class CalQL(Checkpoints, CQL):
         """Takes over the weights that the run is to start from, once; before anything that uses or saves them."""
         if self._weights_to_load is None:
             return
-        weights = checkpoint_weights(self._weights_to_load)
-        if others := weights.keys() ^ self.stack.weights().keys():
-            raise ValueError(
-                f"load_weights_from={self._weights_to_load!r}: that run has other networks than this one "
-                f"({', '.join(sorted(others))}): another update_rule, architecture or kind of observations"
-            )
-        self.stack.load_weights(weights)
+        self.stack.load_weights(checkpoint_weights(self._weights_to_load, self.stack.weights()))
         self._weights_to_load = None
 
     def use_reference(self, value: ReferenceValue) -> None:
@@ -221,6 +211,7 @@ class CalQL(Checkpoints, CQL):
         replay, batch_size = self.local_replay_buffer.replay, self.config.total_train_batch_size
         start = time.perf_counter()
         figures = self.stack.learn(lambda: replay.sample(batch_size, online=online), num_updates, online)
+        self.summary.num_online_updates += num_updates * online
         self._seconds += time.perf_counter() - start
         self._means.add(figures, num_updates)
 
@@ -266,6 +257,17 @@ class CalQL(Checkpoints, CQL):
         self.load_initial_weights()
         return super().evaluate(*args, **kwargs)
 
+    def _evaluate_with_fixed_duration(self) -> Any:
+        """Remote evaluation runners play equal shares of the episodes, so that short ones do not count more often.
+
+        (On the Policy stack RLlib takes the first that come.)
+        """
+        if self.config.enable_rl_module_and_learner or self.config.evaluation_duration_unit != "episodes":
+            return super()._evaluate_with_fixed_duration()
+        group, limit = self.eval_env_runner_group, self.config.evaluation_sample_timeout_s
+        metrics, steps = play_in_shares(group, self.config.evaluation_duration, limit)
+        return summarize_episodes(metrics, metrics), steps, steps, []
+
     def _before_evaluate(self) -> None:
         """Every evaluation runs the same episode seeds, so that a curve shows the policy and not the draw."""
         group = self.eval_env_runner_group
@@ -308,14 +310,6 @@ class CalQL(Checkpoints, CQL):
                 remote_worker_ids=restored,
             )
         return restored
-
-    def _remote_worker_ids_for_metrics(self) -> list[int]:
-        """None: metrics come with the episodes, and a runner that is collecting is not to be waited for."""
-        return []
-
-    def _runner_groups(self) -> list[tuple[str, EnvRunnerGroup]]:
-        groups = [("training", self.env_runner_group), ("evaluation", self.eval_env_runner_group)]
-        return [(name, group) for name, group in groups if group is not None]
 
     def _create_local_replay_buffer_if_necessary(self, config: AlgorithmConfig) -> None:
         """None yet: the replay is made once the spaces are known."""

@@ -22,6 +22,7 @@ from pyarrow.fs import FileSystem, LocalFileSystem, copy_files
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_LEARNER_GROUP
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
 from ray.tune import Checkpoint
 
@@ -97,21 +98,31 @@ def saved_update(folder: Path) -> dict[str, Any]:
     return {**state["update"], "weights": state["weights"]}
 
 
-def checkpoint_weights(path: str) -> dict[str, np.ndarray]:
-    """Networks, temperatures and normaliser of a CalQL checkpoint (networks know no other normaliser)."""
+def checkpoint_weights(path: str, own: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Networks, temperatures and normaliser of a CalQL checkpoint (networks know no other normaliser).
+
+    Raises:
+        CheckpointError: there is no whole checkpoint. ValueError: it is of other networks than `own`.
+    """
     try:
         with local_checkpoint(path) as folder:
-            return saved_update(folder)["weights"]
+            weights: dict[str, np.ndarray] = saved_update(folder)["weights"]
     except CheckpointError as error:
         raise CheckpointError(f"load_weights_from={path!r}: {error}") from error
+    if others := weights.keys() ^ own.keys():
+        raise ValueError(
+            f"load_weights_from={path!r}: that run has other networks than this one "
+            f"({', '.join(sorted(others))}): another update_rule, architecture or kind of observations"
+        )
+    return weights
 
 
-def _set_episodes(states: dict[int, dict[str, Any]], number: int, runner: Any) -> None:
-    """Lets a runner go on with its episodes; one without a counterpart begins others than any had."""
+def _set_episodes(states: dict[int, dict[str, Any]], others: int | None, runner: Any) -> None:
+    """Lets a runner go on with its episodes; one without a counterpart begins others than any had, or its own."""
     if runner.worker_index in states:
         runner.set_episode_state(states[runner.worker_index])
-    else:
-        runner.begin_other_episodes(number)
+    elif others is not None:
+        runner.begin_other_episodes(others)
 
 
 def _unpickled(file: Path) -> Any:
@@ -133,11 +144,18 @@ class Checkpoints(Algorithm):
     _replay_files: ReplayFiles
     _checkpoint: Path | None = None  # the last one saved or restored; the next one links its files
     _weights_to_load: str | None
+    _storage: Any  # Tune's
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
-        """Saves a checkpoint: into Tune's storage where Tune runs this, else into `checkpoint_dir`."""
-        earlier = self._checkpoint
-        result = super().save(checkpoint_dir)
+        """Saves a checkpoint into `checkpoint_dir`; without one where Tune, which runs this, keeps them."""
+        earlier, storage = self._checkpoint, self._storage
+        if checkpoint_dir is not None:
+            # Tune counts its checkpoints elsewhere: one that it does not know of would be overwritten by another.
+            self._storage = None
+        try:
+            result = super().save(checkpoint_dir)
+        finally:
+            self._storage = storage
         folder = Path(result.checkpoint.path)
         if isinstance(result.checkpoint.filesystem, LocalFileSystem) and folder != self._checkpoint:
             if earlier is not None:  # Tune has copied the folder, and with it what two checkpoints shared
@@ -285,10 +303,18 @@ class Checkpoints(Algorithm):
         self._replay_files.restore(folder / REPLAY)
         self.local_replay_buffer.set_state(run["replay"])
         self.summary = RunSummary.from_state(run["summary"])
+        self.summary.earn_by(self.config.utd_ratio, self.config.warmup_env_steps)
         for name, group in self._runner_groups():
             states = {int(index): state for index, state in run["runners"].get(name, {}).items()}
-            group.foreach_env_runner(partial(_set_episodes, states, self.summary.num_online_env_steps))
+            others = self.summary.num_online_env_steps if name == "training" else None
+            group.foreach_env_runner(partial(_set_episodes, states, others))
         self._lies_in(folder)
+
+    def _runner_groups(self) -> Iterator[tuple[str, EnvRunnerGroup]]:
+        """Runners whose episodes go on with a checkpoint: those of evaluations do if the config has no seed."""
+        yield "training", self.env_runner_group
+        if self.eval_env_runner_group is not None and self.evaluation_config.seed is None:
+            yield "evaluation", self.eval_env_runner_group
 
     def _lies_in(self, folder: Path) -> None:
         """Tells where the last checkpoint is: the next one links its files."""

@@ -48,6 +48,8 @@ SUPERSEDED = {
     "postprocess_inputs": "nothing: returns and rewards are prepared by the settings of training()",
     "offline_sampling": "nothing: batches are always sampled",
     "off_policy_estimation_methods": "nothing: evaluate in the environment",
+    "offline_evaluation_interval": "evaluation_interval: policies are evaluated in the environment",
+    "num_offline_eval_runners": "evaluation_num_env_runners: policies are evaluated in the environment",
     "num_epochs": "utd_ratio",
     "minibatch_size": "train_batch_size",
     "grad_clip_by": "nothing: the algorithm has no gradient clipping",
@@ -236,6 +238,7 @@ ALIASES = {
     "lambda",
     "multiagent",
     "create_env_on_driver",
+    "train_batch_size_per_learner",
     "custom_eval_function",
     "class",
 }

@@ -64,7 +64,7 @@ class CalQLConfig(TrainingSettings):
         self.framework_str = "torch"
         # what RLlib's settings must be for this algorithm
         self.num_env_runners = 0
-        self.evaluation(evaluation_config={"explore": False})
+        self.evaluation(evaluation_config={"explore": False, "num_envs_per_env_runner": 1})
         self.lr = None
         self.batch_mode = "complete_episodes"
         self.rollout_fragment_length = 1

@@ -89,6 +89,35 @@ class RunSummary:
     score_sum: float = 0.0  # normalised training scores of the online episodes
     score_at_switch: float | None = None
     scores_after_switch: list[float] = field(default_factory=list)
+    num_online_updates: int = 0
+    # The settings by which online steps earn updates; and the steps that had counted and the updates that had been
+    # earned when these came into force.
+    utd_ratio: float = 0.0
+    warmup_env_steps: int = 0
+    num_steps_before: int = 0
+    num_updates_before: int = 0
+
+    def earn_by(self, utd_ratio: float, warmup_env_steps: int) -> None:
+        """Steps from now on earn updates by these settings; what others have earned stays earned."""
+        if (utd_ratio, warmup_env_steps) == (self.utd_ratio, self.warmup_env_steps):
+            return
+        self.num_updates_before = self._num_updates_earned
+        self.utd_ratio, self.warmup_env_steps = utd_ratio, warmup_env_steps
+        self.num_steps_before = self._num_steps_counted
+
+    @property
+    def _num_steps_counted(self) -> int:
+        return max(0, self.num_online_env_steps - self.warmup_env_steps)
+
+    @property
+    def _num_updates_earned(self) -> int:
+        steps = self._num_steps_counted - self.num_steps_before
+        return self.num_updates_before + math.floor(steps * self.utd_ratio)
+
+    @property
+    def num_updates_due(self) -> int:
+        """Online updates that the steps so far have earned, and that are still to be done."""
+        return self._num_updates_earned - self.num_online_updates
 
     def add_episode(self, length: int, score: float) -> None:
         """Counts a finished online episode and its normalised score."""

@@ -38,7 +38,8 @@ def make_plan(config: CalQLConfig) -> dict[str, dict[str, Any]]:
         env.close()
     update = make_update(observation_space, action_space, UpdateConfig.from_settings(vars(config)))
     if config.load_weights_from is not None:
-        update.load_weights(checkpoint_weights(config.load_weights_from))  # they exist, and their shapes fit
+        # they exist, and their names and shapes fit
+        update.load_weights(checkpoint_weights(config.load_weights_from, update.weights()))
     new_stack = config.enable_rl_module_and_learner
     online = max(0, config.num_online_env_steps - config.warmup_env_steps)
     offline, per_iteration = config.num_offline_updates, config.min_train_updates_per_iteration

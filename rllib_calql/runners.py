@@ -83,6 +83,42 @@ def wait_for_one(algorithm: Algorithm, group: EnvRunnerGroup) -> None:
             time.sleep(1.0)
 
 
+def play_in_shares(group: EnvRunnerGroup, num_episodes: int, limit_s: float) -> tuple[list[Any], int]:
+    """Episodes of remote runners of the Policy stack, of each as many as of the others, or one more.
+
+    What a runner that dies has left is shared among the others.
+
+    Args:
+        limit_s: seconds that an episode may take on average.
+
+    Returns:
+        RLlib's metrics of the episodes, and the number of their steps.
+    """
+    metrics: list[Any] = []
+    steps = 0
+    while (left := num_episodes - len(metrics)) > 0 and (healthy := group.healthy_worker_ids()):
+        least, more = divmod(left, len(healthy))
+        shares = {index: least + (place < more) for place, index in enumerate(healthy)}
+
+        def play(runner: Any, shares: dict[int, int] = shares) -> tuple[list[Any], int]:
+            batches = [runner.sample() for _ in range(shares[runner.worker_index])]
+            return runner.get_metrics(), sum(batch.env_steps() for batch in batches)
+
+        found = group.foreach_env_runner(
+            play,
+            local_env_runner=False,
+            remote_worker_ids=[index for index, share in shares.items() if share],
+            timeout_seconds=limit_s * (least + 1),
+        )
+        for of_runner, count in found:
+            metrics += of_runner
+            steps += count
+        if not found:
+            logger.warning("no evaluation runner has brought its episodes")
+            break
+    return metrics, steps
+
+
 def other_entropy(entropy: int, *numbers: int) -> int:
     """Entropy for new episodes of a runner that has begun with `entropy` before: none of the old come again."""
     return int(np.random.SeedSequence([entropy, *numbers]).generate_state(1, np.uint64)[0])

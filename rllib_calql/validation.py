@@ -42,6 +42,17 @@ def check_rllib_settings(config: CalQLConfig) -> None:
         )
     if config.framework_str != "torch":
         raise ValueError(f"CalQL needs framework 'torch', not {config.framework_str!r}")
+    if config.evaluation_duration == "auto":
+        raise ValueError(
+            "evaluation_duration='auto' stops with the training step, and so leaves out long episodes: give a "
+            "number of them"
+        )
+    evaluating = vars(config) if config.in_evaluation else config.evaluation_config
+    if isinstance(evaluating, Mapping) and (count := evaluating.get("num_envs_per_env_runner", 1)) > 1:
+        raise ValueError(
+            f"evaluation_config: of num_envs_per_env_runner={count} environments the episodes that end first "
+            "would count, the short ones: raise evaluation_num_env_runners instead"
+        )
     if config.is_multi_agent:
         raise ValueError("CalQL trains one policy: multi-agent set-ups are not supported")
     new_stack = config.enable_rl_module_and_learner

@@ -191,8 +191,11 @@ def test_every_evaluation_runs_the_same_episodes(pendulum_data: Transitions, new
 
 @BOTH_STACKS
 def test_capacity_below_an_episode_is_refused_at_once(pendulum_data: Transitions, new_stack: bool) -> None:
+    config = small_config(pendulum_data, 0, new_stack, online_capacity=49)
+    if new_stack:  # also where the environment is in other processes only
+        config.env_runners(gym_env_vectorize_mode="async")
     with pytest.raises(ValueError, match="online_capacity=49 cannot hold an episode of up to 50 steps"):
-        small_config(pendulum_data, 0, new_stack, online_capacity=49).build_algo()
+        config.build_algo()
 
 
 @BOTH_STACKS
@@ -252,7 +255,10 @@ def test_weights_of_another_update_rule_are_refused(pendulum_data: Transitions, 
     first.save(str(tmp_path / "first"))
     first.stop()
     settings = {"preset": "iql", "load_weights_from": str(tmp_path / "first"), "lagrangian": False}
-    second = small_config(pendulum_data, 0).update_from_dict(settings).build_algo()
+    config = small_config(pendulum_data, 0).update_from_dict(settings)
+    with pytest.raises(ValueError, match=r"that run has other networks than this one \(.*value\."):
+        config.plan()
+    second = config.build_algo()
     with pytest.raises(ValueError, match=r"that run has other networks than this one \(.*value\."):
         second.compute_single_action(np.zeros(3, np.float32))
     second.stop()
@@ -273,6 +279,12 @@ def test_restored_under_a_config_that_earns_fewer_updates(
     assert second.complete
     assert second.train()["calql"]["num_updates"] == 60
     second.stop()
+    # What was earned stays; further steps earn by the new settings.
+    settings |= {"num_offline_updates": 5, "num_online_env_steps": 100}
+    third = small_config(pendulum_data, 0, new_stack, **settings, utd_ratio=2.0).build_algo()
+    third.restore(str(tmp_path / "first"))
+    assert third.train()["calql"]["num_updates"] == 160
+    third.stop()
 
 
 def test_a_checkpoint_to_start_from_must_exist(pendulum_data: Transitions) -> None:

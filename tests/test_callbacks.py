@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray import tune
 from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from rllib_calql import CalQL, CalQLCallback, CalQLConfig, Transitions
@@ -121,3 +122,23 @@ def test_no_switch_without_an_online_phase(pendulum_data: Transitions) -> None:
     algo.train()
     assert not [event for event in algo.events if event.startswith("switch")]
     algo.stop()
+
+
+def test_a_checkpoint_of_ones_own_does_not_meet_tunes(pendulum_data: Transitions, tmp_path: Path) -> None:
+    class KeepThePretrained(CalQLCallback):
+        def on_switch_to_online(self, *, algorithm: CalQL, **kwargs: Any) -> None:
+            algorithm.save(str(tmp_path / "pretrained"))
+
+    config = small_config(pendulum_data, 0, num_offline_updates=10, num_online_env_steps=100)
+    run_config = tune.RunConfig(
+        storage_path=str(tmp_path / "runs"),
+        checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
+        verbose=0,
+    )
+    (result,) = tune.Tuner("CalQL", param_space=config.callbacks(KeepThePretrained), run_config=run_config).fit()
+    assert result.error is None
+    found = sorted(path.name for path in Path(result.path).glob("checkpoint_*"))
+    assert found == [f"checkpoint_00000{number}" for number in range(result.metrics["training_iteration"])]
+    restored = CalQL.from_checkpoint(tmp_path / "pretrained", input_=pendulum_data)
+    assert restored.stack.num_updates == 10
+    restored.stop()

@@ -169,6 +169,7 @@ def test_values_and_combinations_that_do_not_work(settings: dict[str, Any], mess
         ({"output": "/tmp/out"}, "`calql data collect`: training does not record its episodes"),
         ({"input_filesystem": "gcs"}, "input_ and input_config"),
         ({"rollout_fragment_length": 50}, "nothing: online data enter as complete episodes"),
+        ({"offline_evaluation_interval": 1}, "evaluation_interval: policies are evaluated in the environment"),
         ({"algorithm_config_overrides_per_module": {"default_policy": {"gamma": 0.9}}}, "training(...)"),
     ],
 )
@@ -178,6 +179,18 @@ def test_other_spellings_of_the_same_thing_name_what_to_use(settings: dict[str, 
         online_config().update_from_dict(settings).validate()
     assert str(caught.value).startswith(f"{name}=")
     assert f"use {instead}" in str(caught.value)
+
+
+def test_evaluations_that_favour_short_episodes_are_refused() -> None:
+    with pytest.raises(ValueError, match="evaluation_duration='auto' stops with the training step"):
+        online_config().evaluation(evaluation_duration="auto", evaluation_parallel_to_training=True).validate()
+    config = online_config().env_runners(num_envs_per_env_runner=8)
+    evaluating = config.get_evaluation_config_object()
+    assert evaluating is not None
+    assert evaluating.num_envs_per_env_runner == 1
+    config.evaluation(evaluation_interval=1, evaluation_config={"num_envs_per_env_runner": 2})
+    with pytest.raises(ValueError, match="num_envs_per_env_runner=2 environments the episodes that end first"):
+        config.validate()
 
 
 def test_superseded_settings_exist_in_rllib() -> None:
@@ -253,7 +266,7 @@ def test_batches_of_several_learners() -> None:
     config = online_config().api_stack(True, True).learners(num_learners=2)
     config.validate()
     assert (config.total_train_batch_size, config.train_batch_size_per_learner) == (256, 128)
-    config.training(train_batch_size_per_learner=256).validate()
+    config.update_from_dict({"train_batch_size_per_learner": 256}).validate()
     assert config.total_train_batch_size == 512
     with pytest.raises(ValueError, match="train_batch_size=128 and train_batch_size_per_learner=256: set one"):
         config.training(train_batch_size=128).validate()

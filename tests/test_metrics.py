@@ -124,3 +124,21 @@ def test_weighted_means() -> None:
     means.add({"late": 7.0}, 2)
     # (10 * 1 + 5 * 4) / 15; figures that were absent for a while count where they existed
     assert means.result() == {"loss": pytest.approx(2.0), "gap": 4.0, "late": 7.0}
+
+
+def test_steps_earn_updates_by_the_settings_of_their_time() -> None:
+    run = RunSummary()
+    run.earn_by(0.5, 10)
+    run.add_episode(31, 0.0)
+    assert run.num_updates_due == 10  # of 21 steps that count
+    run.num_online_updates = 10
+    run.earn_by(2.0, 10)
+    assert run.num_updates_due == 0  # what is past earns nothing more, and loses nothing
+    run.add_episode(5, 0.0)
+    assert run.num_updates_due == 10
+    run = RunSummary.from_state(run.get_state())
+    run.earn_by(0.1, 0)
+    assert run.num_updates_due == 10
+    run.num_online_updates += 10
+    run.add_episode(19, 0.0)
+    assert run.num_updates_due == 1

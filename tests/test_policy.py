@@ -309,6 +309,8 @@ def test_rllibs_model_is_the_actor_normaliser_included() -> None:
         (OBSERVATIONS, gym.spaces.Tuple([ACTIONS]), "action space must be a flat Box"),
         (OBSERVATIONS, Box(-np.inf, np.inf, (2,)), "action space must have finite bounds"),
         (OBSERVATIONS, Box(-1.0, np.inf, (2,)), "action space must have finite bounds"),
+        (OBSERVATIONS, Box(0, 255, (2,), np.uint8), "actions must be float32 or float64, not uint8"),
+        (OBSERVATIONS, Box(-2.0, 2.0, (2,), np.float16), "actions must be float32 or float64, not float16"),
     ],
 )
 def test_other_spaces_are_refused(observations: gym.Space, actions: gym.Space, message: str) -> None:

@@ -252,6 +252,8 @@ def require_trainable(observation_space: Any, action_space: Any) -> None:
         )
     if not action_space.is_bounded():
         raise DatasetError(f"the environment's action space must have finite bounds, not {action_space}")
+    if action_space.dtype not in (np.float32, np.float64):  # RLlib scales no others to the bounds
+        raise DatasetError(f"the environment's actions must be float32 or float64, not {action_space.dtype}")
 
 
 def check_fits(data: Transitions | Mixture, observation_space: Any, action_space: Any) -> None:

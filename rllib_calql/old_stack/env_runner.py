@@ -81,14 +81,15 @@ class CalQLRolloutWorker(RolloutWorker):
             return
         self._pending = False
         self.async_env = VectorEnvWrapper(self.async_env.vector_env)
+        whole = self.config.batch_mode == "complete_episodes"  # not where evaluations count steps
         self.sampler = SyncSampler(
             worker=self,
             env=self.async_env,
             clip_rewards=False,
-            rollout_fragment_length=float("inf"),  # a batch is made of complete episodes
+            rollout_fragment_length=float("inf") if whole else self.total_rollout_fragment_length,
             count_steps_by=self.config.count_steps_by,
             callbacks=self.callbacks,
-            multiple_episodes_in_batch=False,
+            multiple_episodes_in_batch=not whole,
             normalize_actions=self.config.normalize_actions,
             clip_actions=self.config.clip_actions,
             observation_fn=self.config.observation_fn,
