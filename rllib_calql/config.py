@@ -281,9 +281,10 @@ class CalQLConfig(TrainingSettings):
             source, options = first.input, options | first.options
         if source == "sampler" or not (isinstance(source, (str, Path, Mapping)) or hasattr(source, "metadata")):
             raise ValueError(f"environment({FROM_DATASET!r}) needs a dataset: set offline_data(input_=...) to one")
-        for name in ("actions_normalized", "observations"):  # which are not the reader's
-            options.pop(name, None)
-        environment = open_source(source, **options).metadata.environment
+        reader = {
+            name: value for name, value in options.items() if name not in ("actions_normalized", "observations")
+        }
+        environment = open_source(source, **reader).metadata.environment
         if environment is None:
             raise ValueError(
                 "the dataset does not say in which environment it was recorded: set environment(...) to one"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import warnings
 from typing import Any, NamedTuple
@@ -217,7 +216,7 @@ def observation_statistics(data: Transitions | Mixture) -> dict[str, np.ndarray]
     means, variances = [], []
     for part in data.parts:
         moments = Moments(part.observations)
-        with contextlib.nullcontext() if part.mapped is None else part.mapped.reading_through():
+        with part.reading_through():
             moments.add(part.observations)
         means.append(moments.mean)
         variances.append(moments.std**2)

@@ -119,6 +119,12 @@ def play_in_shares(group: EnvRunnerGroup, num_episodes: int, limit_s: float) -> 
     return metrics, steps
 
 
+def episode_seeds(entropy: int, number: int) -> tuple[int, int]:
+    """Of a runner's episode: the seeds of the environment's reset (31 bits, as some want) and of exploration."""
+    reset, explore = np.random.SeedSequence([entropy, number]).generate_state(2)
+    return int(reset >> 1), int(explore)
+
+
 def other_entropy(entropy: int, *numbers: int) -> int:
     """Entropy for new episodes of a runner that has begun with `entropy` before: none of the old come again."""
     return int(np.random.SeedSequence([entropy, *numbers]).generate_state(1, np.uint64)[0])

@@ -174,11 +174,14 @@ class CalQLUpdate(Update):
         if actor.temperature_loss is not None:
             self.backward(actor.temperature_loss, [self.log_alpha])
         critic = self.critic_gradients(batch, observations, next_observations, current_policy, next_policy, noise)
+        self.multiplier_gradient(critic)
+        return actor, critic
+
+    def multiplier_gradient(self, critic: CriticValues) -> None:
+        """Fills the Lagrange multiplier's `.grad`; none where it is not learned."""
         self.log_alpha_prime.grad = None
         if self.config.lagrangian and critic.gaps is not None:
-            dual_loss = self.lagrange_loss(critic.gaps)
-            self.backward(dual_loss, [self.log_alpha_prime])
-        return actor, critic
+            self.backward(self.lagrange_loss(critic.gaps), [self.log_alpha_prime])
 
     def conservative_weight(self) -> Tensor | float:
         """Weight of the conservative term, the Lagrange multiplier in it; without gradient."""

@@ -157,9 +157,7 @@ class DiscreteCalQLUpdate(CalQLUpdate):
         critic = self.critic_losses(batch, q, actions, policy, noise)
         learned = [*self.critics.parameters(), *([] if self.encoder is None else self.encoder.parameters())]
         self.backward(critic.critic_losses.sum(), learned)
-        self.log_alpha_prime.grad = None
-        if self.config.lagrangian and critic.gaps is not None:
-            self.backward(self.lagrange_loss(critic.gaps), [self.log_alpha_prime])
+        self.multiplier_gradient(critic)
         return actor, critic
 
     def discrete_actor_losses(self, policy: Categorical, q: Tensor, actions: Tensor) -> ActorValues:

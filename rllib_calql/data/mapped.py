@@ -63,9 +63,11 @@ class MappedFolder:
     def reading_through(self) -> Iterator[None]:
         """Reads ahead while the block reads whole columns from start to end."""
         self._advise(mmap.MADV_NORMAL)
-        yield
-        if self._single_pages:
-            self._advise(mmap.MADV_RANDOM)
+        try:
+            yield
+        finally:
+            if self._single_pages:
+                self._advise(mmap.MADV_RANDOM)
 
     def _advise(self, how: int) -> None:
         for column in self.columns:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,7 +158,7 @@ class Preparation:
 
     def _values(self, rows: Transitions) -> np.ndarray:
         assert self.value is not None
-        with contextlib.nullcontext() if rows.mapped is None else rows.mapped.reading_through():
+        with rows.reading_through():
             return self.value(rows.observations)
 
     def _scaled(self, rewards: np.ndarray | float) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self, TypedDict, cast
@@ -218,6 +219,10 @@ class Transitions:
     def episode_ends(self) -> np.ndarray:
         """(E,) int64: the row number of each episode's last row."""
         return np.flatnonzero(self.terminated | self.truncated)
+
+    def reading_through(self) -> AbstractContextManager[None]:
+        """To be held while whole columns are read from start to end: mapped files are then read ahead."""
+        return nullcontext() if self.mapped is None else self.mapped.reading_through()
 
     @property
     def parts(self) -> tuple[Transitions, ...]:

@@ -21,7 +21,7 @@ from rllib_calql.envs.creation import env_creator
 from rllib_calql.envs.frames import with_frames
 from rllib_calql.envs.success import EPISODE_SUCCESS, SuccessWrapper
 from rllib_calql.metrics import EPISODE_RETURN_SUM, NUM_SUCCESSES
-from rllib_calql.runners import other_entropy
+from rllib_calql.runners import episode_seeds, other_entropy
 from rllib_calql.stack import Episode
 
 EPISODE_NUMBER, EPISODE_SEED = "episode_number", "episode_seed"
@@ -173,10 +173,9 @@ class EpisodeEnv(SuccessWrapper):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         number = self.next_episode
         self.next_episode += self._stride
-        seeds = np.random.SeedSequence([self.entropy, number]).generate_state(2)
-        # some environments take 31 bits
-        observation, info = super().reset(seed=int(seeds[0] >> 1), options=options)
-        return observation, {**info, EPISODE_NUMBER: number, EPISODE_SEED: int(seeds[1])}
+        begin, explore = episode_seeds(self.entropy, number)
+        observation, info = super().reset(seed=begin, options=options)
+        return observation, {**info, EPISODE_NUMBER: number, EPISODE_SEED: explore}
 
 
 def _success(episode: SingleAgentEpisode) -> float:

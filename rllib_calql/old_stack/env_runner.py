@@ -15,7 +15,7 @@ from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
 
 from rllib_calql.envs.frames import with_frames
 from rllib_calql.envs.success import SuccessWrapper
-from rllib_calql.runners import other_entropy
+from rllib_calql.runners import episode_seeds, other_entropy
 
 
 class CalQLRolloutWorker(RolloutWorker):
@@ -43,11 +43,11 @@ class CalQLRolloutWorker(RolloutWorker):
 
     def begin_episode(self) -> int:
         """Starts the exploration noise of the next episode; returns the seed its environment is reset with."""
-        seeds = np.random.SeedSequence([self._episode_entropy, self._next_episode]).generate_state(2)
+        reset, explore = episode_seeds(self._episode_entropy, self._next_episode)
         self._next_episode += 1
         self._pending = True
-        self.policy_map[DEFAULT_POLICY_ID].begin_episode(int(seeds[1]))
-        return int(seeds[0] >> 1)  # some environments take 31 bits
+        self.policy_map[DEFAULT_POLICY_ID].begin_episode(explore)
+        return reset
 
     def sample(self, **kwargs: Any) -> Any:
         """Whole episodes, one per environment or more."""
