@@ -22,7 +22,7 @@ from rllib_calql.data.columns import (
     map_leaves,
 )
 from rllib_calql.data.errors import NAMED_ROWS, DatasetError, DatasetWarning, name_rows
-from rllib_calql.data.rows import Metadata, Rows, Source, Tree
+from rllib_calql.data.rows import COLUMNS, Metadata, Rows, Source, Tree
 
 # The share of rows whose next observation may differ from the next row's before the rows count as out of
 # order; and where, in a long dataset, more than half are enough to say so.
@@ -180,7 +180,7 @@ class _Chunk:
             truncated=as_flags("truncated", rows.truncated, first),
             following=following,
         )
-        num_rows = check_lengths({name: getattr(chunk, name) for name in _COLUMNS})
+        num_rows = check_lengths({name: getattr(chunk, name) for name in COLUMNS})
         if following is not None:
             ours, theirs = (
                 [leaf.shape for leaf in tree.flatten(column)] for column in (chunk.observations, following)
@@ -255,9 +255,6 @@ class _Chunk:
             truncated=kept(truncated),
             final_observations=final_observations,
         )
-
-
-_COLUMNS = ("observations", "actions", "rewards", "terminated", "truncated")
 
 
 def _check_alike(one: _Chunk, other: _Chunk) -> None:

@@ -9,9 +9,7 @@ import tree
 
 from rllib_calql.data.assemble import Block
 from rllib_calql.data.columns import map_leaves
-
-# What `Transitions` have for each row.
-COLUMNS = ("observations", "actions", "rewards", "terminated", "truncated")
+from rllib_calql.data.rows import COLUMNS
 
 
 class Gathered:

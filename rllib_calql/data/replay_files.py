@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from rllib_calql.data.replay import EpisodeStore
+from rllib_calql.data.rows import COLUMNS
 from rllib_calql.data.transitions import Transitions
 
 # A file of so many bytes is full: it is never written again, only linked into the next checkpoint.
 FULL = 4 << 20
 INDEX = "index.json"
-COLUMNS = ("observations", "actions", "rewards", "terminated", "truncated", "mc_returns")
+STORED = (*COLUMNS, "mc_returns")
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class ReplayFiles:
 
     @property
     def _bytes_per_row(self) -> int:
-        return sum(getattr(self.store.rows, name)[:1].nbytes for name in COLUMNS)
+        return sum(getattr(self.store.rows, name)[:1].nbytes for name in STORED)
 
     def _cut(self, first: int, end: int) -> list[Segment]:
         """Rows `first` to `end` as segments that are just full, but for the last."""
@@ -124,7 +125,7 @@ class ReplayFiles:
         first = max(segment.first, start)
         rows = _between(self._rows, first - start, segment.end - start)
         name = f"rows-{first}-{segment.end}-{uuid.uuid4().hex[:12]}.npz"
-        columns = {name: getattr(rows, name) for name in (*COLUMNS, "final_observations")}
+        columns = {name: getattr(rows, name) for name in (*STORED, "final_observations")}
         np.savez(folder / name, **columns)
         return Segment(first, segment.end, name)
 
@@ -145,6 +146,6 @@ def _between(rows: Transitions, first: int, end: int) -> Transitions:
     """A view of rows `first` to `end`, both borders of episodes."""
     episodes = slice(*np.searchsorted(rows.episode_ends, (first, end)))
     return Transitions.unchecked(
-        **{name: getattr(rows, name)[first:end] for name in COLUMNS},
+        **{name: getattr(rows, name)[first:end] for name in STORED},
         final_observations=rows.final_observations[episodes],
     )

@@ -19,6 +19,10 @@ Tree: TypeAlias = "np.ndarray | Mapping[str, Tree] | tuple[Tree, ...]"
 CHUNK_BYTES = 64 << 20
 
 
+# What every row has.
+COLUMNS = ("observations", "actions", "rewards", "terminated", "truncated")
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Rows:
     """n consecutive logged rows, in time order, as a source has them; where a chunk ends means nothing."""

@@ -25,9 +25,9 @@ from rllib_calql.data.columns import (
 )
 from rllib_calql.data.errors import DatasetError, first_rows
 from rllib_calql.data.frames import as_frames, stack_rows, stacked
-from rllib_calql.data.gather import COLUMNS, Gathered
+from rllib_calql.data.gather import Gathered
 from rllib_calql.data.mapped import MappedFolder
-from rllib_calql.data.rows import Metadata, OneChunk, Rows, Source, rows_per_chunk
+from rllib_calql.data.rows import COLUMNS, Metadata, OneChunk, Rows, Source, rows_per_chunk
 
 
 class Batch(TypedDict):

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from rllib_calql.data.errors import DatasetError
+from rllib_calql.data.rows import COLUMNS
 from rllib_calql.data.transitions import Transitions
 
 # What the file holds.
-_COLUMNS = ("observations", "actions", "rewards", "terminated", "truncated", "final_observations")
 
 Recipe = TypeVar("Recipe")
 
@@ -96,7 +96,7 @@ def made_path(name: str, recipe: object, cache_dir: str | Path | None) -> Path:
 def _save(path: Path, data: Transitions) -> None:
     """Writes the columns so that other processes see the whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns = {name: getattr(data, name) for name in _COLUMNS}
+    columns = {name: getattr(data, name) for name in (*COLUMNS, "final_observations")}
     partial = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.npz")  # with the permissions that new files have
     try:
         np.savez_compressed(partial, **columns)

@@ -14,7 +14,7 @@ from rllib_calql.data.assemble import Block, clean_blocks
 from rllib_calql.data.claim import check_room, new_folder
 from rllib_calql.data.columns import ObservationLayout, is_image, map_leaves
 from rllib_calql.data.errors import DatasetError
-from rllib_calql.data.rows import CHUNK_BYTES, Metadata, Source, Tree
+from rllib_calql.data.rows import CHUNK_BYTES, COLUMNS, Metadata, Source, Tree
 from rllib_calql.data.sources.minari import folder_of, import_minari
 
 # What HDF5 adds for each episode's own columns, at the most.
@@ -100,8 +100,7 @@ def _episodes(blocks: Iterator[Block]) -> Iterator[dict[str, Any]]:
 
 
 def _part(block: Block, start: int, stop: int) -> dict[str, Any]:
-    names = ("observations", "actions", "rewards", "terminated", "truncated")
-    return {name: map_leaves(lambda leaf: leaf[start:stop], getattr(block, name)) for name in names}
+    return {name: map_leaves(lambda leaf: leaf[start:stop], getattr(block, name)) for name in COLUMNS}
 
 
 def _joined(parts: list[dict[str, Any]], final: Tree) -> dict[str, Any]:
