@@ -260,12 +260,15 @@ class CalQL(Checkpoints, CQL):
     def _evaluate_with_fixed_duration(self) -> Any:
         """Remote evaluation runners play equal shares of the episodes, so that short ones do not count more often.
 
-        (On the Policy stack RLlib takes the first that come.)
+        (RLlib takes the first that come, on the Policy stack and, in older versions, on the new one.)
         """
-        if self.config.enable_rl_module_and_learner or self.config.evaluation_duration_unit != "episodes":
+        if self.config.evaluation_duration_unit != "episodes":
             return super()._evaluate_with_fixed_duration()
         group, limit = self.eval_env_runner_group, self.config.evaluation_sample_timeout_s
         metrics, steps = play_in_shares(group, self.config.evaluation_duration, limit)
+        if self.config.enable_rl_module_and_learner:
+            self.metrics.aggregate(metrics, key=(EVALUATION_RESULTS, ENV_RUNNER_RESULTS))
+            return None, steps, steps, []
         return summarize_episodes(metrics, metrics), steps, steps, []
 
     def _before_evaluate(self) -> None:

@@ -9,6 +9,7 @@ the columns once; the limit is that node's disk.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from rllib_calql.data.storage import open_folder
 from rllib_calql.data.storage_writer import write_dataset
 from rllib_calql.data.transitions import Transitions
 
+PATIENCE_S = 5.0  # Ray learns a little late that a task has ended and its CPU is free
 _temporary_folders: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
 
 
@@ -104,12 +106,15 @@ class _RayTable:
             yield from table.combine_chunks().to_batches()
 
     def _tables(self, dataset: Dataset) -> Iterator[pa.Table]:
-        if ray.available_resources().get("CPU", 0.0) < 1.0:
-            raise DatasetError(
-                "Ray Data needs a free CPU to read with, and env runners, learners or other trials have taken all "
-                "of this cluster's: leave one free, or call rllib_calql.ray_data.stream(dataset, cache=FOLDER) "
-                "beforehand and train on the folder"
-            )
+        give_up = time.monotonic() + PATIENCE_S
+        while ray.available_resources().get("CPU", 0.0) < 1.0:
+            if time.monotonic() > give_up:
+                raise DatasetError(
+                    "Ray Data needs a free CPU to read with, and env runners, learners or other trials have taken "
+                    "all of this cluster's: leave one free, or call rllib_calql.ray_data.stream(dataset, "
+                    "cache=FOLDER) beforehand and train on the folder"
+                )
+            time.sleep(0.1)
         with _in_order(dataset):
             yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 

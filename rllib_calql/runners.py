@@ -84,7 +84,7 @@ def wait_for_one(algorithm: Algorithm, group: EnvRunnerGroup) -> None:
 
 
 def play_in_shares(group: EnvRunnerGroup, num_episodes: int, limit_s: float) -> tuple[list[Any], int]:
-    """Episodes of remote runners of the Policy stack, of each as many as of the others, or one more.
+    """Episodes of remote evaluation runners, of each as many as of the others, or one more.
 
     What a runner that dies has left is shared among the others.
 
@@ -92,17 +92,21 @@ def play_in_shares(group: EnvRunnerGroup, num_episodes: int, limit_s: float) -> 
         limit_s: seconds that an episode may take on average.
 
     Returns:
-        RLlib's metrics of the episodes, and the number of their steps.
+        RLlib's metrics, of each episode (Policy stack) or of each runner (new stack), and the number of steps.
     """
     metrics: list[Any] = []
-    steps = 0
-    while (left := num_episodes - len(metrics)) > 0 and (healthy := group.healthy_worker_ids()):
+    left, steps = num_episodes, 0
+    while left > 0 and (healthy := group.healthy_worker_ids()):
         least, more = divmod(left, len(healthy))
         shares = {index: least + (place < more) for place, index in enumerate(healthy)}
 
-        def play(runner: Any, shares: dict[int, int] = shares) -> tuple[list[Any], int]:
-            batches = [runner.sample() for _ in range(shares[runner.worker_index])]
-            return runner.get_metrics(), sum(batch.env_steps() for batch in batches)
+        def play(runner: Any, shares: dict[int, int] = shares) -> tuple[int, list[Any], int]:
+            share = shares[runner.worker_index]
+            if runner.config.enable_env_runner_and_connector_v2:
+                parts = runner.sample(num_episodes=share)
+                return share, [runner.get_metrics()], sum(map(len, parts))
+            parts = [runner.sample() for _ in range(share)]
+            return share, runner.get_metrics(), sum(part.env_steps() for part in parts)
 
         found = group.foreach_env_runner(
             play,
@@ -110,7 +114,8 @@ def play_in_shares(group: EnvRunnerGroup, num_episodes: int, limit_s: float) -> 
             remote_worker_ids=[index for index, share in shares.items() if share],
             timeout_seconds=limit_s * (least + 1),
         )
-        for of_runner, count in found:
+        for share, of_runner, count in found:
+            left -= share
             metrics += of_runner
             steps += count
         if not found:
