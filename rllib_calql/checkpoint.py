@@ -261,6 +261,8 @@ class Checkpoints(Algorithm):
                 f"from_checkpoint does not take {sorted(kwargs)}: to go on under another config, build that one "
                 "and call restore(path)"
             )
+        if input_config is not None and input_ is None:
+            raise ValueError("input_config goes with input_: without it the run's own data and options are used")
         with local_checkpoint(path, filesystem) as folder:
             algorithm_class, config = saved_config(folder)
             if input_ is not None:

@@ -100,6 +100,8 @@ def test_a_dataset_that_has_moved_or_changed(tmp_path: Path) -> None:
     algo = CalQL.from_checkpoint(tmp_path / "checkpoint", input_=new)
     assert deterministic(algo.train()["calql"]) == expected
     algo.stop()
+    with pytest.raises(ValueError, match="input_config goes with input_"):
+        CalQL.from_checkpoint(tmp_path / "checkpoint", input_config={})
     # The run's options of the reader stay for a path, do not count for rows, and others can be given.
     for input_, input_config in (
         (open_dataset(new), None),

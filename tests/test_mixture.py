@@ -114,6 +114,8 @@ def test_opening_several(tmp_path: Path) -> None:
     called = open_dataset([lambda: numbered(1, 5)])
     assert len(called) == 5
     assert open_dataset(mixture) is mixture  # which a function may have given
+    with pytest.raises(DatasetError, match="options rewards are for datasets opened by name"):
+        open_dataset(mixture, rewards="r")
     with pytest.raises(DatasetError, match="unknown kind of dataset: a int; understood are d4rl://NAME"):
         open_dataset(3)  # type: ignore[call-overload]
 

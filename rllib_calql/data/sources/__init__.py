@@ -130,7 +130,7 @@ def open_dataset(
     Args:
         uri: see `open_source`; or a list of such, or of dicts `{"input": uri, "weight": 2.0, **options}`, which
             makes a `Mixture` (`options` are added to those given here, and only go to what is opened by name).
-            A `Mixture` is returned as it is.
+            A `Mixture` is taken as it is, like the `Transitions` in it.
         observations: what becomes of Dict and Tuple observations: "flatten" makes one vector of them, in the
             order of gymnasium's `flatten`; "keep" keeps them, for other uses than training. By default they are
             flattened, but left as they are in `Transitions` and in our own Arrow folders.
@@ -145,7 +145,9 @@ def open_dataset(
     if observations not in (None, *get_args(ObservationLayout)):
         raise DatasetError(f"observations must be 'flatten' or 'keep', not {observations!r}")
     if isinstance(uri, Mixture):
-        return uri
+        if observations is None and not options:
+            return uri
+        return uri.each(lambda part: open_dataset(part, observations=observations, **options))
     if isinstance(uri, (list, tuple)):
         entries = entries_of(uri)
         parts = [_open_entry(entry, observations, options) for entry in entries]
