@@ -169,9 +169,7 @@ def promises_too_much(run: Run) -> Finding | None:
 def bound_always_on(run: Run) -> Finding | None:
     rates = series(run.offline, "bound_rate")
     late = rates[len(rates) // 2 :]
-    if len(late) < 3 or min(rate for _, rate in late) < 0.95:
-        return None
-    if not is_conservative(run):
+    if not is_conservative(run) or len(late) < 3 or min(rate for _, rate in late) < 0.95:
         return None
     if setting(run, "calibrate", True):
         advice = "check the returns (sparse_failure_reward, truncation_mode); a smaller min_q_weight"

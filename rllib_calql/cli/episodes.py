@@ -32,11 +32,10 @@ def environment_of(config: dict[str, Any], changes: Mapping[str, Any], arguments
         UserError: neither names one.
     """
     for change in (config.get("evaluation_config") or {}, changes):
-        if change.get("env", config.get("env")) != config.get("env") and RECORDED in (
-            config.get("env_config") or {}
-        ):
+        if change.get("env", config.get("env")) != config.get("env"):
             # What the dataset has recorded goes with the environment that was asked of it.
-            config = config | {"env_config": {k: v for k, v in config["env_config"].items() if k != RECORDED}}
+            kept = {key: value for key, value in (config.get("env_config") or {}).items() if key != RECORDED}
+            config = config | {"env_config": kept}
         config = merged(config, {key: change[key] for key in ("env", "env_config") if key in change})
     if not config.get("env"):
         raise UserError("the checkpoint was made without an environment: name one with --env")

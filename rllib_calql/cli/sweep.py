@@ -125,7 +125,7 @@ def _read_trial(folder: Path, metric: str, statuses: Mapping[str, str]) -> Sweep
     given = dict(flat(read_json(folder / PARAMETERS)))
     config = given
     points: list[Point] = []
-    offline, switch = 0.0, None
+    offline, online = 0.0, False
     last: Mapping[str, Any] = {}
     for row in trial_rows(folder / RESULTS):
         last = row
@@ -134,9 +134,9 @@ def _read_trial(folder: Path, metric: str, statuses: Mapping[str, str]) -> Sweep
         iteration = int(row["training_iteration"])
         progress = next(float(figures[name]) for name in PROGRESS if name in figures)
         phase = figures.get("calql.phase", "")
-        if phase == "online" and switch is None:
-            switch = offline
-        offline = progress
+        if phase == "offline":
+            offline = progress
+        online |= phase == "online"
         score = figures.get(metric)
         if isinstance(score, int | float) and math.isfinite(score):
             points.append(Point(iteration, progress, phase, float(score)))
@@ -150,7 +150,7 @@ def _read_trial(folder: Path, metric: str, statuses: Mapping[str, str]) -> Sweep
     iterations = int(last.get("training_iteration", 0))
     name = re.search(r"[0-9a-f]+_\d{5}(?=_\d)", folder.name)  # Tune's id of the trial
     title = name[0] if name else folder.name
-    return SweepTrial(title, status, iterations, config, frozenset(given), points, switch)
+    return SweepTrial(title, status, iterations, config, frozenset(given), points, offline if online else None)
 
 
 # ---- comparing ---------------------------------------------------------------------------------------------

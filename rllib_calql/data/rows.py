@@ -17,8 +17,6 @@ Tree: TypeAlias = "np.ndarray | Mapping[str, Tree] | tuple[Tree, ...]"
 
 # A chunk is at most about so large, so that reading any dataset needs a bounded amount of memory.
 CHUNK_BYTES = 64 << 20
-
-
 # What every row has.
 COLUMNS = ("observations", "actions", "rewards", "terminated", "truncated")
 

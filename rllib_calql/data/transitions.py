@@ -71,9 +71,8 @@ class Transitions:
     # What `take` makes of observations with images: so many frames a row (see `frames`). None: as they are.
     frame_stack: int | None = None
     mapped: MappedFolder | None = None  # where the columns lie, if they are memory-mapped
-    as_written = (
-        False  # no field: True of those that were opened from `mapped`, and not of what they are changed to
-    )
+    # No field: `open_columns` sets it on what it has opened, and what that is changed to has it not.
+    as_written = False
 
     def __post_init__(self) -> None:
         columns: dict[str, Any] = {

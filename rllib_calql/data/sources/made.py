@@ -17,8 +17,6 @@ from rllib_calql.data.errors import DatasetError
 from rllib_calql.data.rows import COLUMNS
 from rllib_calql.data.transitions import Transitions
 
-# What the file holds.
-
 Recipe = TypeVar("Recipe")
 
 
