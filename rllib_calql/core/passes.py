@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SLICE_BYTES = 2 * 1024 * 1024
 # With LayerNorm one: torch's fused layer_norm takes the scale and offset of one network.
 NETWORKS_TOGETHER = 2
+NORM_EPSILON = 1e-5  # as in torch.nn.LayerNorm
 QGradient = Callable[[Tensor, slice], Tensor]
 
 
@@ -240,10 +241,10 @@ class _Slice:
         top = len(buffers.sums) - 1
         weight = group.transposed[top + 1]
         torch.bmm(by_q.transpose(1, 2).to(weight.dtype), weight, out=buffers.by_active[top])
-        delta = buffers.deactivate(top, gradients, first)
+        delta = buffers.deactivate(top, group, gradients, first)
         for layer in reversed(range(1, top + 1)):
             torch.bmm(delta, group.transposed[layer], out=buffers.by_active[layer - 1])
-            delta_below = buffers.deactivate(layer - 1, gradients, first)
+            delta_below = buffers.deactivate(layer - 1, group, gradients, first)
             if gradients is not None:
                 # Only now: the layer below has just been read, so this product finds it in the cache.
                 below = buffers.active[layer - 1].transpose(1, 2)
@@ -259,19 +260,20 @@ class _Buffers:
     def __init__(self, critics: CriticEnsemble, dtype: torch.dtype, number: int, rows: int, keep: bool) -> None:
         like = critics.weights[0]
         self.activation, self.layer_norm = critics.activation, bool(len(critics.norm_scales))
-        self.in_place = self.activation is F.relu and not self.layer_norm
+        self.in_place = self.activation is F.relu
         self.sums = [like.new_empty(number, rows, width, dtype=dtype) for width in critics.hiddens]
-        self.active = list(self.sums)  # the sums become the activated values, unless autograd has them
+        self.active = list(self.sums)  # relu turns sums into activated values where they are
         # The gradient by a layer's activated values, then by its sums; needed until the layer below has its own.
         of_width: dict[tuple[int, int], Tensor] = {}
         for layer, tensor in enumerate(self.sums):
             of_width.setdefault((tensor.shape[2], layer % 2), torch.empty_like(tensor))
         self.by_active = [of_width[tensor.shape[2], layer % 2] for layer, tensor in enumerate(self.sums)]
         self._keep = keep
-        self._bits = [[_bits(tensor) for tensor in tensors] for tensors in (self.by_active, self.sums)]
+        self._bits = [[_bits(tensor) for tensor in tensors] for tensors in (self.by_active, self.active)]
         self._top = None if dtype == like.dtype else like.new_empty(number, rows, critics.hiddens[-1])
         self._products: dict[torch.Size, Tensor] = {}
-        self._inputs: list[list[Tensor]] = [[] for _ in self.sums]
+        self._inputs = list(self.sums)  # of the activations that autograd differentiates
+        self._moments: list[tuple[Tensor, Tensor]] = [(like, like)] * len(self.sums)  # of the rows, for LayerNorm
 
     def top(self) -> Tensor:
         """The last hidden layer in the parameters' own precision."""
@@ -279,33 +281,39 @@ class _Buffers:
 
     def activate(self, layer: int, group: _Group, keep: bool) -> None:
         """From a layer's sums to its activated values."""
+        hidden = self.sums[layer]
+        if self.layer_norm:
+            scale, offset = (norms[layer].view(-1) for norms in (group.norm_scales, group.norm_offsets))
+            hidden, *moments = torch.native_layer_norm(hidden, scale.shape, scale, offset, NORM_EPSILON)
+            self._moments[layer] = (moments[0], moments[1])
+            self.active[layer], self._bits[1][layer] = hidden, _bits(hidden)
         if self.in_place:
             self._bits[1][layer].clamp_(min=0)
         else:
-            inputs = [self.sums[layer].detach()]
-            if self.layer_norm:
-                inputs += [norms[layer].view(-1).detach() for norms in (group.norm_scales, group.norm_offsets)]
             with torch.set_grad_enabled(keep):
-                hidden, *norm = (tensor.requires_grad_(keep) for tensor in inputs)
-                if norm:
-                    hidden = F.layer_norm(hidden, hidden.shape[2:], *norm)
-                self.active[layer] = self.activation(hidden)
-            self._inputs[layer] = inputs
+                self._inputs[layer] = hidden.detach().requires_grad_(keep)
+                self.active[layer] = self.activation(self._inputs[layer])
         if layer == len(self.sums) - 1 and self._top is not None:
             self._top.copy_(self.active[-1])
 
-    def deactivate(self, layer: int, gradients: _Group | None, first: bool) -> Tensor:
+    def deactivate(self, layer: int, group: _Group, gradients: _Group | None, first: bool) -> Tensor:
         """From the gradient by a layer's activated values (in `by_active`) to that by its sums."""
+        by_active, active = self.by_active[layer], self.active[layer]
         if self.in_place:
-            by_active, values = (tensors[layer] for tensors in self._bits)
-            torch.ops.aten.threshold_backward.grad_input(by_active, values, 0, grad_input=by_active)
-            return self.by_active[layer]
-        by_sums, *by_norm = torch.autograd.grad(
-            self.active[layer], self._inputs[layer], self.by_active[layer], retain_graph=self._keep
+            by_bits, bits = (tensors[layer] for tensors in self._bits)
+            torch.ops.aten.threshold_backward.grad_input(by_bits, bits, 0, grad_input=by_bits)
+        else:
+            (by_active,) = torch.autograd.grad(active, self._inputs[layer], by_active, retain_graph=self._keep)
+        if not self.layer_norm:
+            return by_active
+        scale, offset = (norms[layer].view(-1) for norms in (group.norm_scales, group.norm_offsets))
+        wanted = [True, gradients is not None, gradients is not None]
+        by_sums, by_scale, by_offset = torch.ops.aten.native_layer_norm_backward(
+            by_active, self.sums[layer], scale.shape, *self._moments[layer], scale, offset, wanted
         )
-        if gradients is not None and by_norm:
-            _add(gradients.norm_scales[layer], by_norm[0], first)
-            _add(gradients.norm_offsets[layer], by_norm[1], first)
+        if gradients is not None:
+            _add(gradients.norm_scales[layer], by_scale, first)
+            _add(gradients.norm_offsets[layer], by_offset, first)
         return by_sums
 
     def add_product(self, total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
