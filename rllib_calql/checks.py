@@ -155,7 +155,7 @@ _NO_SAC = {
     "bc_iters": 0,
 }
 RULES_NEED: dict[str, dict[str, Any]] = {
-    "sac": {"beta": 1.0, "expectile": 0.8},
+    "sac": {"beta": 1.0, "beta_online": None, "expectile": 0.8},
     "awac": _NO_SAC | {"expectile": 0.8},
     "iql": _NO_SAC | {"max_target_backup": False, "num_target_critics": None},
 }
@@ -211,7 +211,8 @@ RANGES: dict[str, tuple[float, float]] = {
     ),
     **dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr", "lagrangian_lr"), (0.0, 1.0)),
     **dict.fromkeys(
-        ("utd_ratio", "beta", "temperature", "initial_alpha", "initial_alpha_prime"), (_TINY, math.inf)
+        ("utd_ratio", "beta", "beta_online", "temperature", "initial_alpha", "initial_alpha_prime"),
+        (_TINY, math.inf),
     ),
     "alpha_multiplier": (0.0, math.inf),
     "gamma": (0.0, 1.0),

@@ -160,8 +160,6 @@ def check_image_settings(config: CalQLConfig, frames: FrameLayout | None) -> Non
             f"reference_value={config.reference_value!r} with truncation_mode={config.truncation_mode!r} is for "
             "vectors: images go with 'return_to_go' and any other mode than 'bootstrap'"
         )
-    if config.update_rule == "iql":
-        raise ValueError("update_rule='iql' is for vectors: images go with 'sac' and 'awac'")
     if config.replay_device == "update":
         raise ValueError("replay_device='update' is for vectors: use 'host' or 'auto' with images")
 

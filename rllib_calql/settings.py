@@ -66,6 +66,7 @@ class TrainingSettings(CQLConfig):
         # learning
         self.update_rule: UpdateRule = "sac"
         self.beta = 1.0
+        self.beta_online: float | None = None
         self.expectile = 0.8
         self.gamma = 0.99
         self.tau = 0.005
@@ -127,6 +128,7 @@ class TrainingSettings(CQLConfig):
         q_model_config: Mapping[str, Any] = NotProvided,
         update_rule: UpdateRule = NotProvided,
         beta: float = NotProvided,
+        beta_online: float | None = NotProvided,
         expectile: float = NotProvided,
         encoder_config: Mapping[str, Any] = NotProvided,
         image_augmentation: str | None = NotProvided,
@@ -199,6 +201,7 @@ class TrainingSettings(CQLConfig):
             update_rule: "sac", whose actor follows the critics; or the actor clones logged actions by their
                 advantage: "awac", "iql".
             beta: Inverse temperature of these advantages: weights are exp(beta A). AWAC's lambda is 1 / beta.
+            beta_online: The same in the online phase; None keeps `beta`.
             expectile: Of IQL's V, in (0, 1).
             encoder_config: {"conv_filters": [[channels, kernel, stride], ...], "feature_dim"} of the encoder of
                 uint8 images, merged into the present. Critics and actor share it; the critics train it.

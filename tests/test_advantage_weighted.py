@@ -132,6 +132,24 @@ def test_gradients_are_those_of_the_losses_written_out(rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", ["awac", "iql"])
+def test_the_online_phase_may_have_a_temperature_of_its_own(rule: str) -> None:
+    settings: list[dict[str, Any]] = [{}, {"beta_online": 3.0}, {"beta": 3.0}]
+    plain, other, expected = (make(rule, **changes) for changes in settings)
+    batch = plain.to_tensors(arrays())
+
+    def gradient(update: AWACUpdate) -> Tensor:
+        update.gradients(batch, noise)
+        return torch.cat([p.grad.ravel() for p in update.actor.parameters() if p.grad is not None])
+
+    noise = plain.draw_noise(5)
+    torch.testing.assert_close(gradient(other), gradient(plain), rtol=0, atol=0)
+    for update in (plain, other, expected):
+        update.online = True
+    torch.testing.assert_close(gradient(other), gradient(expected), rtol=0, atol=0)
+    assert not torch.equal(gradient(other), gradient(plain))
+
+
+@pytest.mark.parametrize("rule", ["awac", "iql"])
 def test_figures_state_and_what_moves(rule: str) -> None:
     first, second = make(rule), make(rule)
     start = first.weights()

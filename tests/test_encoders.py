@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from rllib_calql.core import CalQLUpdate, UpdateConfig, losses
+from rllib_calql.core.advantage_weighted import IQLUpdate
 from rllib_calql.core.encoders import MAX_SHIFT, random_shift
+from rllib_calql.core.factory import UPDATES
 from rllib_calql.data.frames import FrameLayout, frame_layout, frames_space
 
 FRAMES, BATCH, ACT_DIM = 2, 5, 2
@@ -57,7 +59,8 @@ def make(**changes: Any) -> CalQLUpdate:
         "precision": "float64",
         **changes,
     }
-    return CalQLUpdate(layout(), ACT_DIM, UpdateConfig(**settings), seed=0)
+    config = UpdateConfig(**settings)
+    return UPDATES[config.update_rule](layout(), ACT_DIM, config, seed=0)
 
 
 def plain_features(update: CalQLUpdate, name: str, frames: np.ndarray) -> Tensor:
@@ -147,6 +150,32 @@ def test_the_actors_loss_does_not_move_the_encoder() -> None:
     actors = [torch.cat([p.grad.ravel() for p in update.actor.parameters()]) for update in updates]
     assert not torch.equal(*actors)
     assert all(p.grad is None for p in updates[0].target_encoder.parameters())
+
+
+def test_iqls_value_sees_the_target_encoders_features_and_moves_no_encoder() -> None:
+    rule = {"update_rule": "iql", "min_q_weight": 0.0, "calibrate": False, "learn_alpha": False}
+    iql, rows = make(expectile=0.8, **rule), batch()
+    assert isinstance(iql, IQLUpdate)
+    with torch.no_grad():
+        for parameter in (*iql.target_encoder.parameters(), *iql.target_critics.parameters()):
+            parameter.mul_(0.9)
+    _, critic = iql.gradients(iql.to_tensors(rows), iql.draw_noise(BATCH))
+    names = ("observations", "next_observations")
+    before, after = (plain_features(iql, "target_encoder", rows[name]) for name in names)
+    torch.testing.assert_close(critic.next_value, iql.value(after), rtol=1e-9, atol=1e-12)
+    actions = torch.tensor(rows["actions"]).double().unsqueeze(1)
+    q = iql.target_critics(before, actions).squeeze(-1).amin(0)
+    value_loss = losses.expectile_loss(q.detach() - iql.value(before.detach()), 0.8)
+    for parameter, expected in zip(
+        iql.value.parameters(), torch.autograd.grad(value_loss, list(iql.value.parameters())), strict=True
+    ):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-9, atol=1e-12)
+    features = plain_features(iql, "encoder", rows["observations"])
+    bellman = losses.bellman_loss(plain_q(iql, features, actions)[..., 0], critic.target).sum()
+    parameters = list(iql.encoder.parameters()) if iql.encoder else []
+    for parameter, expected in zip(parameters, torch.autograd.grad(bellman, parameters), strict=True):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-9, atol=1e-12)
+    assert all(p.grad is None for p in iql.target_encoder.parameters())
 
 
 def test_a_step_moves_encoder_and_target_and_a_restored_update_goes_on_bit_equal() -> None:

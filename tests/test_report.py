@@ -99,7 +99,11 @@ def test_methods_are_presets_and_what_differs_beside_the_seed(tmp_path: Path) ->
         "cal-ql, calibrate_online=False",
     ]
     assert method_names(runs[:3], by=["gamma"]) == ["cal-ql, gamma=0.99"] * 2 + ["cql, gamma=0.99"]
-    assert preset_name(a_run([], preset="rlpd", utd_ratio=1.0)) == "rlpd"  # what it was started with
+    # What it was started with; what was changed is said of the run.
+    changed = a_run(fine_tuned(0.0, 1.0), preset="rlpd", utd_ratio=1.0, num_critics=5)
+    assert preset_name(changed) == "rlpd"
+    ((member,),) = grouped([changed])[task_name(changed)].values()
+    assert member.notes == ("unlike the preset: num_critics=5, utd_ratio=1",)
 
 
 def test_names_are_given_with_the_path(tmp_path: Path) -> None:

@@ -192,6 +192,29 @@ def test_the_papers_numbers(name: str, expected: dict[str, Any]) -> None:
     assert {key: config[key] for key in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "expectile", "beta"),
+    [("antmaze", 0.9, 10.0), ("kitchen", 0.7, 0.5), ("adroit-door", 0.8, 3.0), ("visual-pointmaze", 0.7, 10.0)],
+)
+def test_table_4s_numbers_of_iql(name: str, expectile: float, beta: float) -> None:
+    config = experiment(f"iql-{name}")["config"]
+    assert (config["preset"], config["expectile"], config["beta"]) == ("iql", expectile, beta)
+
+
+def test_ablations_are_the_task_but_for_one_thing() -> None:
+    pairs: dict[str, tuple[str, dict[str, Any]]] = {
+        "calql-kitchen-learned": ("calql-kitchen-mixed", {"reference_value": "learned"}),
+        "calql-antmaze-narrow": ("calql-antmaze", {"input_": "antmaze-medium-narrow.hdf5"}),
+        "iql-visual-online-temperature": (
+            "iql-visual-pointmaze",
+            {"beta_online": {"grid_search": [1, 3, 5, 10, 25, 50]}},
+        ),
+    }
+    for name, (base, delta) in pairs.items():
+        config = experiment(name)["config"]
+        assert config == experiment(base)["config"] | delta
+
+
 def test_every_preset_has_a_file_for_antmaze() -> None:
     texts = [path.read_text() for path in FOLDER.glob("*.yaml")]
     texts = [text for text in texts if "extends: calql-antmaze.yaml" in text]

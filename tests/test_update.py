@@ -309,7 +309,7 @@ def test_the_cloned_mean_feels_the_squared_error_alone() -> None:
     update = make_update(bc_iters=10)
     batch, noise = update.to_tensors(arrays()), update.draw_noise(5)
     policy = update.actor(batch["observations"])
-    loss = update.actor_losses(batch["observations"], policy, batch["actions"], noise).actor_loss
+    loss = update.actor_losses(batch, batch["observations"], policy, noise).actor_loss
     (found,) = torch.autograd.grad(loss, policy.mean, retain_graph=True)
     (expected,) = torch.autograd.grad((policy.mode - batch["actions"]).square().sum(1).mean(), policy.mean)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from rllib_calql import CalQL, CalQLConfig
-from rllib_calql.checks import RULES_NEED
 from rllib_calql.cli.episodes import check_spaces, environment_for, play
 from rllib_calql.cli.export import deterministic_policy
 from rllib_calql.cli.policies import restored
@@ -23,6 +22,7 @@ from rllib_calql.data.sources import pointmaze
 from rllib_calql.data.sources.pointmaze import RECIPES, generate
 from rllib_calql.envs import register
 from rllib_calql.envs.visual import choose_renderer
+from rllib_calql.presets import preset_settings
 from tests.test_resume import BOTH_STACKS, deterministic
 
 register()
@@ -164,16 +164,24 @@ def test_both_stacks_train_on_pictures_and_go_on_bit_equal(tmp_path: Path, new_s
     other.stop()
 
 
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("preset", ["awac", "iql", "o3f"])
+def test_the_other_actors_train_on_pictures(preset: str) -> None:
+    algo = config_for(generate(small_recipe(False)), True, False, **preset_settings(preset)).build_algo()
+    for _ in range(3):
+        last = algo.train()["calql"]
+    assert (last["phase"], last["num_updates"]) == ("online", 4 + last["num_online_env_steps"] // 10)
+    assert all(np.isfinite(last[name]) for name in ("actor_loss", "critic_loss"))
+    assert ("value_loss" in last) == (preset == "iql")
+    algo.stop()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"normalize_observations": True}, "normalize_observations=True is for vectors"),
         ({"reference_value": "learned"}, "reference_value='learned' .* is for vectors"),
         ({"replay_device": "update"}, "replay_device='update' is for vectors"),
-        (
-            {"update_rule": "iql", **RULES_NEED["iql"]},
-            "update_rule='iql' is for vectors",
-        ),
         ({"encoder_config": {"conv_filters": [[4, 17, 2]]}}, "16 x 16 pixels are too small for conv_filters"),
     ],
 )

@@ -19,15 +19,20 @@ class AWACUpdate(CalQLUpdate):
     There is no entropy term anywhere, so there is no temperature.
     """
 
-    def actor_losses(
-        self, observations: Tensor, policy: TanhGaussian, data_actions: Tensor, noise: Noise
-    ) -> ActorValues:
+    @property
+    def beta(self) -> float:
+        """Inverse temperature of the advantages in the current phase."""
+        online = self.config.beta_online
+        return online if self.online and online is not None else self.config.beta
+
+    def actor_losses(self, batch: Batch, observations: Tensor, policy: TanhGaussian, noise: Noise) -> ActorValues:
         """The weighted log-likelihood of logged actions: by Q(s, a) - Q(s, a') of one policy action a'."""
+        data_actions = batch["actions"]
         with torch.no_grad():
             policy_actions, log_probs = policy.sample(noise.actor)
             actions = torch.stack([data_actions, policy_actions], dim=1)
             q_data, q_policy = self.critic_passes.values(observations, actions).amin(0).unbind(-1)
-            weights = losses.batch_softmax_weights(q_data - q_policy, self.config.beta)
+            weights = losses.batch_softmax_weights(q_data - q_policy, self.beta)
         loss = losses.weighted_regression_loss(policy.log_prob(data_actions), weights)
         return ActorValues(loss, None, log_probs)
 
@@ -42,7 +47,8 @@ class IQLUpdate(AWACUpdate):
     """Implicit Q-learning (Kostrikov et al. 2021, arXiv 2110.06169).
 
     V is an expectile of the target critics' values of logged actions, the TD target is r + gamma V(s'), and the
-    weights of the actor's likelihood are exp(beta (Q - V)).
+    weights of the actor's likelihood are exp(beta (Q - V)). Of images V sees what the target critics see, features
+    of the target encoder, and its loss does not move them.
     """
 
     NETWORKS: ClassVar[tuple[str, ...]] = (*AWACUpdate.NETWORKS, "value")
@@ -55,15 +61,16 @@ class IQLUpdate(AWACUpdate):
         ).to(self.device, self.dtype)
         return [*groups, {"params": list(self.value.parameters()), "lr": config.critic_lr}]
 
-    def actor_losses(
-        self, observations: Tensor, policy: TanhGaussian, data_actions: Tensor, noise: Noise
-    ) -> ActorValues:
+    def actor_losses(self, batch: Batch, observations: Tensor, policy: TanhGaussian, noise: Noise) -> ActorValues:
         """The weighted log-likelihood of logged actions, by Q(s, a) - V(s), which makes V's `.grad` too."""
-        q = self.target_passes.values(observations, data_actions.unsqueeze(1)).amin(0).squeeze(-1)
-        values = self.value(observations)
+        data_actions = batch["actions"]
+        with torch.no_grad():
+            states = self.target_features(batch["observations"], observations)
+        q = self.target_passes.values(states, data_actions.unsqueeze(1)).amin(0).squeeze(-1)
+        values = self.value(states)
         value_loss = losses.expectile_loss(q - values, self.config.expectile)
         self.backward(value_loss, list(self.value.parameters()))
-        weights = losses.clipped_exponential_weights((q - values).detach(), self.config.beta)
+        weights = losses.clipped_exponential_weights((q - values).detach(), self.beta)
         loss = losses.weighted_regression_loss(policy.log_prob(data_actions), weights)
         figures = {"value_loss": value_loss.detach(), "value_mean": values.detach().mean()}
         return ActorValues(loss, None, policy.sample(noise.actor)[1].detach(), figures)

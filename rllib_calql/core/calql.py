@@ -169,7 +169,7 @@ class CalQLUpdate(Update):
             current_policy = TanhGaussian(policy.mean.detach(), policy.log_std.detach())
         self.critic_passes.refresh()
         self.target_passes.refresh()
-        actor = self.actor_losses(observations.detach(), policy, batch["actions"], noise)
+        actor = self.actor_losses(batch, observations.detach(), policy, noise)
         self.backward(actor.actor_loss, list(self.actor.parameters()))
         if actor.temperature_loss is not None:
             self.backward(actor.temperature_loss, [self.log_alpha])
@@ -196,14 +196,12 @@ class CalQLUpdate(Update):
         """The multiplier's loss at the present multiplier; a scalar."""
         return losses.lagrange_loss(self.alpha_prime(), gaps, self.min_q_weight, self.config.lagrangian_thresh)
 
-    def actor_losses(
-        self, observations: Tensor, policy: TanhGaussian, data_actions: Tensor, noise: Noise
-    ) -> ActorValues:
-        """The actor's and the temperature's loss, from one shared action per state."""
+    def actor_losses(self, batch: Batch, observations: Tensor, policy: TanhGaussian, noise: Noise) -> ActorValues:
+        """The actor's and the temperature's loss, from one shared action per state, given their features."""
         alpha = self.alpha()
         if self.num_updates < self.config.bc_iters:
             _, log_probs = TanhGaussian(policy.mean.detach(), policy.log_std).sample(noise.actor)
-            loss = losses.behavior_cloning_loss(alpha, log_probs, policy.mode, data_actions)
+            loss = losses.behavior_cloning_loss(alpha, log_probs, policy.mode, batch["actions"])
         else:
             actions, log_probs = policy.sample(noise.actor)
             q_policy = self.critic_passes.values_of_actions(observations, actions.unsqueeze(1)).squeeze(-1)

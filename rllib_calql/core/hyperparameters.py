@@ -58,6 +58,7 @@ class UpdateConfig:
     initial_alpha_prime: float = math.e
     # advantage-weighted rules
     beta: float = 1.0
+    beta_online: float | None = None
     expectile: float = 0.8
     # images
     conv_filters: tuple[tuple[int, ...], ...] = ((32, 3, 2), (32, 3, 1), (32, 3, 1), (32, 3, 1))
