@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from rllib_calql.cli.doctor_figures import (
     closer_to_the_data,
@@ -207,7 +206,7 @@ def entropy_collapse(run: Run) -> Finding | None:
         return None
     row, alpha, entropy = late[-1]
     first_row, first_alpha, first_entropy = late[0]
-    pressed = all(b[1] > a[1] for a, b in pairwise(late)) and alpha > 2.0 * first_alpha
+    pressed = alpha > 2.0 * first_alpha and alpha >= 0.9 * max(one[1] for one in late)
     below = not isinstance(target, str) and entropy < target - max(2.0, 0.5 * abs(target))
     if not below and not (pressed and entropy <= first_entropy):
         return None
