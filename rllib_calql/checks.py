@@ -152,6 +152,7 @@ _NO_SAC = {
     "learn_alpha": False,
     "deterministic_backup": True,
     "actor_q": "min",
+    "actor_updates": "every_update",
     "bc_iters": 0,
 }
 RULES_NEED: dict[str, dict[str, Any]] = {
@@ -222,6 +223,7 @@ RANGES: dict[str, tuple[float, float]] = {
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "update_rule": ("sac", "awac", "iql"),
     "actor_q": ("min", "mean"),
+    "actor_updates": ("every_update", "every_step"),
     "warmup_actions": ("policy", "random"),
     "precision": ("float32", "bfloat16", "float64"),
     "image_augmentation": ("random_shift", None),

@@ -30,12 +30,14 @@ _FROM_SCRATCH = _NO_CONSERVATISM | {
     "deterministic_backup": False,
 }
 # Many updates per step without overfitting: ten critics with LayerNorm, two of them drawn for the TD target, their
-# mean for the actor (REDQ, Chen et al. 2021; RLPD, Ball et al. 2023, section 4).
+# mean for the actor, which moves once per environment step (REDQ, Chen et al. 2021, algorithm 1; RLPD, Ball et al.
+# 2023, algorithm 1).
 _HIGH_UTD = {
     "num_critics": 10,
     "num_target_critics": 2,
     "critic_layer_norm": True,
     "actor_q": "mean",
+    "actor_updates": "every_step",
     "utd_ratio": 20.0,
 }
 

@@ -12,7 +12,7 @@ from ray.rllib.algorithms.algorithm_config import NotProvided
 from ray.rllib.algorithms.cql import CQLConfig
 
 from rllib_calql.checks import MODEL_SETTINGS, is_search_space
-from rllib_calql.core.hyperparameters import ActorQ, Precision, UpdateRule
+from rllib_calql.core.hyperparameters import ActorQ, ActorUpdates, Precision, UpdateRule
 from rllib_calql.core.reference import ReferenceConfig
 from rllib_calql.data.prepare import ReferenceMode
 from rllib_calql.data.returns import Truncation
@@ -55,6 +55,7 @@ class TrainingSettings(CQLConfig):
         self.num_critics = 2
         self.num_target_critics: int | None = None
         self.actor_q: ActorQ = "min"
+        self.actor_updates: ActorUpdates = "every_update"
         self.critic_layer_norm = False
         self.orthogonal_init = True
         self.precision: Precision = "float32"
@@ -121,6 +122,7 @@ class TrainingSettings(CQLConfig):
         num_critics: int = NotProvided,
         num_target_critics: int | None = NotProvided,
         actor_q: ActorQ = NotProvided,
+        actor_updates: ActorUpdates = NotProvided,
         critic_layer_norm: bool = NotProvided,
         orthogonal_init: bool = NotProvided,
         precision: Precision = NotProvided,
@@ -192,6 +194,8 @@ class TrainingSettings(CQLConfig):
             num_critics: Size E of the ensemble of critics.
             num_target_critics: Random subset of target critics whose minimum makes the TD target (all).
             actor_q: The actor maximises the critics' "min" or, in large ensembles, their "mean".
+            actor_updates: Actor and temperature move at "every_update" or, in the online phase, once at
+                "every_step" of the environment, which is every `utd_ratio` updates.
             critic_layer_norm: LayerNorm before each hidden activation of the critics.
             orthogonal_init: Orthogonal weights and zero biases; False for torch's default.
             precision: "float32", or "bfloat16" for the critics' matrix products (parameters, reductions and

@@ -25,6 +25,7 @@ from rllib_calql.core import UpdateConfig, losses
 from rllib_calql.core.calql import ActorValues, CalQLUpdate, CriticValues, Noise
 from rllib_calql.core.networks import TanhGaussian
 from rllib_calql.data import return_to_go
+from tests.updates import gradients
 
 Arrays = Mapping[str, np.ndarray]
 # Limits on the worst relative error of scalars, gradients and parameter changes.
@@ -253,7 +254,7 @@ def check_file(path: Path, precision: str) -> Outcome:
     history: dict[str, list[float]] = {}
     for t in range(meta["n_updates"]):
         batch, noise = recorded_step(arrays, t, update)
-        actor, critic = update.gradients(batch, noise)
+        actor, critic = gradients(update, batch, noise)
         for name, value in scalars(update, batch, actor, critic).items():
             history.setdefault(name, []).append(float(value.detach()))
         if t == 0:

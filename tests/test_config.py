@@ -141,9 +141,14 @@ def test_every_setting_reaches_the_update() -> None:
         "feature_dim": 7,
     }
     assert found == UpdateConfig(**settings, **nets)  # type: ignore[arg-type]
-    other_rules = {"update_rule": "iql", "beta": 3.0, "expectile": 0.7}
-    assert {field.name for field in fields(UpdateConfig)} == settings.keys() | nets.keys() | other_rules.keys()
-    iql = CalQLConfig.preset("iql").training(beta=3.0, expectile=0.7)
+    other_rules = {"update_rule": "iql", "beta": 3.0, "beta_online": 4.0, "expectile": 0.7}
+    known = {*settings, *nets, *other_rules, "online_actor_interval"}
+    assert {field.name for field in fields(UpdateConfig)} == known
+    cases: list[tuple[float, Any, int]] = [(20, "every_step", 20), (0.5, "every_step", 1), (20, "every_update", 1)]
+    for utd_ratio, when, interval in cases:
+        config = CalQLConfig().training(utd_ratio=utd_ratio, actor_updates=when)
+        assert UpdateConfig.from_settings(vars(config)).online_actor_interval == interval
+    iql = CalQLConfig.preset("iql").training(beta=3.0, beta_online=4.0, expectile=0.7)
     assert {name: getattr(UpdateConfig.from_settings(vars(iql)), name) for name in other_rules} == other_rules
 
 

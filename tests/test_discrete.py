@@ -18,6 +18,7 @@ from rllib_calql.core.factory import make_update
 from rllib_calql.core.hyperparameters import UpdateConfig
 from rllib_calql.data import DatasetError, Preparation, Transitions, check_fits, open_dataset
 from rllib_calql.data.sources import scripted
+from tests.updates import gradients
 
 OBSERVATIONS = Box(-1.0, 1.0, (3,))
 SMALL = {"actor_hiddens": (8,), "critic_hiddens": (8, 8), "precision": "float64"}
@@ -68,7 +69,7 @@ def test_losses_of_literal_values() -> None:
         "dones": torch.zeros(1).double(),
         "mc_returns": torch.full((1,), 2.0).double(),
     }
-    actor, critic = update.gradients(batch, DiscreteNoise())
+    actor, critic = gradients(update, batch, DiscreteNoise())
     # target: the best action by the smaller critic is the second, 3; 1 + 0.5 * 3
     assert critic.target.tolist() == [2.5]
     assert critic.bellman_losses.tolist() == pytest.approx([1.5**2, 0.5**2])
@@ -147,7 +148,7 @@ def test_losses_and_gradients_are_those_of_a_slow_loop(settings: dict[str, Any])
     members = (
         list(range(update.config.num_critics)) if noise.target_critics is None else noise.target_critics.tolist()
     )
-    actor, critic = update.gradients(batch, noise)
+    actor, critic = gradients(update, batch, noise)
     critic_loss, actor_loss = slow_losses(update, batch, members)
     torch.testing.assert_close(critic.critic_losses.sum(), critic_loss)
     torch.testing.assert_close(actor.actor_loss, actor_loss)
@@ -160,7 +161,7 @@ def test_losses_and_gradients_are_those_of_a_slow_loop(settings: dict[str, Any])
 def test_cloning_lagrange_and_weight_zero() -> None:
     batch = random_batch()
     update = update_of(bc_iters=1, learn_alpha=False, initial_alpha=1e-9)
-    actor, _ = update.gradients(batch, DiscreteNoise())
+    actor, _ = gradients(update, batch, DiscreteNoise())
     log_probs = update.actor(batch["observations"]).log_prob(batch["actions"].squeeze(-1))
     torch.testing.assert_close(actor.actor_loss, -log_probs.mean(), atol=1e-6, rtol=0.0)
     update = update_of(lagrangian=True)

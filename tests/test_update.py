@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rllib_calql.core import CalQLUpdate, Noise, UpdateConfig
-from tests.updates import arrays, make_update, moved, step
+from tests.updates import arrays, gradients, make_update, moved, step
 
 # What the `calql` block has from the update (the algorithm adds phase, counters and speeds).
 ALWAYS = {
@@ -305,6 +305,37 @@ def test_cloning_ends_after_bc_iters_updates() -> None:
     assert kinds == ["cloning", "cloning", "improving", "improving"]
 
 
+def test_online_the_actor_may_move_once_per_environment_step() -> None:
+    """Its losses are then not even computed in the other updates, and its figures are means over those with it."""
+    update, often = make_update(online_actor_interval=3, num_critics=3), make_update(num_critics=3)
+    update.run(lambda: arrays(), 2)  # offline: always
+    often.run(lambda: arrays(), 2)
+    assert moved(often.weights(), update.weights()) == set()
+    update.online = True
+    batch, steps = update.to_tensors(arrays()), []
+    for number in range(2, 7):
+        before = update.weights()
+        figures = update.step(batch)
+        networks = moved(before, update.weights())
+        assert {"critics", "target_critics"} <= networks
+        assert (
+            ("actor" in networks) == ("log_alpha" in networks) == ("actor_loss" in figures) == (number in (2, 5))
+        )
+        assert ("alpha" in figures) == ("entropy" in figures) == (number in (2, 5))
+        steps.append(figures)
+    again = make_update(online_actor_interval=3, num_critics=3)
+    again.run(lambda: arrays(), 2)
+    again.online = True
+    found = again.run(lambda: arrays(), 5)
+    np.testing.assert_equal(again.get_state(), update.get_state())
+    for name, number in (("actor_loss", 2), ("entropy", 2), ("critic_loss", 5)):
+        assert found[name] == pytest.approx(sum(float(one[name]) for one in steps if name in one) / number)
+    often.set_state(update.get_state())
+    assert often.online
+    changed = moved(often.weights(), {**often.weights(), **update.weights()})
+    assert changed == set()
+
+
 def test_the_cloned_mean_feels_the_squared_error_alone() -> None:
     update = make_update(bc_iters=10)
     batch, noise = update.to_tensors(arrays()), update.draw_noise(5)
@@ -340,7 +371,7 @@ def test_figures_are_what_they_say_at_the_parameters_before_the_step() -> None:
     batch, noise = update.to_tensors(arrays()), update.draw_noise(5)
     before = copy.deepcopy(update)
     metrics = update.step(batch, noise)
-    actor, critic = before.gradients(batch, noise)
+    actor, critic = gradients(before, batch, noise)
     observations = batch["observations"]
     with torch.no_grad():
         policy, after = before.actor(observations), before.actor(batch["next_observations"])

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from rllib_calql.core import CalQLUpdate, UpdateConfig
+from rllib_calql.core.calql import ActorValues, CriticValues
+from rllib_calql.core.update import Batch
 
 O_DIM, A_DIM = 3, 2
 SMALL: dict[str, Any] = {
@@ -38,6 +40,13 @@ def arrays(size: int = 5, seed: int = 0) -> dict[str, np.ndarray]:
 def step(update: CalQLUpdate, seed: int = 0, size: int = 5) -> dict[str, float]:
     metrics = update.step(update.to_tensors(arrays(size, seed)))
     return {name: float(value) for name, value in metrics.items()}
+
+
+def gradients(update: CalQLUpdate, batch: Batch, noise: Any) -> tuple[ActorValues, CriticValues]:
+    """Of an update that moves the actor."""
+    actor, critic = update.gradients(batch, noise)
+    assert actor is not None
+    return actor, critic
 
 
 def moved(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> set[str]:

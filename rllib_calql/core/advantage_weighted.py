@@ -36,10 +36,10 @@ class AWACUpdate(CalQLUpdate):
         loss = losses.weighted_regression_loss(policy.log_prob(data_actions), weights)
         return ActorValues(loss, None, log_probs)
 
-    def figures(self, batch: Batch, actor: ActorValues, critic: CriticValues) -> dict[str, Tensor]:
+    def figures(self, batch: Batch, actor: ActorValues | None, critic: CriticValues) -> dict[str, Tensor]:
         """See `Update.figures`."""
         figures = super().figures(batch, actor, critic)
-        del figures["alpha"]
+        del figures["alpha"]  # the actor moves in every update of these rules
         return figures
 
 
@@ -79,6 +79,7 @@ class IQLUpdate(AWACUpdate):
         """V(s'), (B,): no action is sampled."""
         return self.value(next_observations)
 
-    def figures(self, batch: Batch, actor: ActorValues, critic: CriticValues) -> dict[str, Tensor]:
+    def figures(self, batch: Batch, actor: ActorValues | None, critic: CriticValues) -> dict[str, Tensor]:
         """See `Update.figures`."""
+        assert actor is not None
         return {**super().figures(batch, actor, critic), **actor.further}

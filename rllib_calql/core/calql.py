@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -120,8 +120,12 @@ class CalQLUpdate(Update):
         return self.log_alpha_prime.exp().clamp(0.0, 1e6)
 
     def rules(self, number: int) -> Hashable:
-        """See `Update.rules`; whether the actor is cloning."""
-        return super().rules(number), number < self.config.bc_iters
+        """See `Update.rules`; whether the actor is cloning, and whether it moves."""
+        return super().rules(number), number < self.config.bc_iters, self.moves_actor(number)
+
+    def moves_actor(self, number: int) -> bool:
+        """Whether update `number` has a step of the actor and the temperature."""
+        return not self.online or (number + 1) % self.config.online_actor_interval == 0
 
     # ---- acting
 
@@ -158,10 +162,11 @@ class CalQLUpdate(Update):
         order = torch.randperm(config.num_critics, device=self.device, generator=self.generator)
         return order[: config.num_target_critics]
 
-    def gradients(self, batch: Batch, noise: Noise) -> tuple[ActorValues, CriticValues]:
+    def gradients(self, batch: Batch, noise: Noise) -> tuple[ActorValues | None, CriticValues]:
         """Fills every parameter's `.grad` at the present parameters; returns what the losses were made of."""
         observations = self.features(batch["observations"])
-        policy = self.actor(observations.detach())
+        with torch.set_grad_enabled(self.moves_actor(self.num_updates)):
+            policy = self.actor(observations.detach())
         with torch.no_grad():
             next_observations = self.features(batch["next_observations"])
             next_policy = self.actor(next_observations)
@@ -169,13 +174,23 @@ class CalQLUpdate(Update):
             current_policy = TanhGaussian(policy.mean.detach(), policy.log_std.detach())
         self.critic_passes.refresh()
         self.target_passes.refresh()
-        actor = self.actor_losses(batch, observations.detach(), policy, noise)
-        self.backward(actor.actor_loss, list(self.actor.parameters()))
-        if actor.temperature_loss is not None:
-            self.backward(actor.temperature_loss, [self.log_alpha])
+        actor = self.actor_gradients(lambda: self.actor_losses(batch, observations.detach(), policy, noise))
         critic = self.critic_gradients(batch, observations, next_observations, current_policy, next_policy, noise)
         self.multiplier_gradient(critic)
         return actor, critic
+
+    def actor_gradients(self, actor_losses: Callable[[], ActorValues]) -> ActorValues | None:
+        """Fills the actor's and the temperature's `.grad`; none, from no losses, where neither is to move."""
+        parameters = list(self.actor.parameters())
+        if not self.moves_actor(self.num_updates):
+            for parameter in (*parameters, self.log_alpha):
+                parameter.grad = None
+            return None
+        actor = actor_losses()
+        self.backward(actor.actor_loss, parameters)
+        if actor.temperature_loss is not None:
+            self.backward(actor.temperature_loss, [self.log_alpha])
+        return actor
 
     def multiplier_gradient(self, critic: CriticValues) -> None:
         """Fills the Lagrange multiplier's `.grad`; none where it is not learned."""
@@ -273,19 +288,19 @@ class CalQLUpdate(Update):
         return CriticValues(bellman + self.penalty(gaps), bellman, target, next_value, q, gaps, offsets)
 
     @torch.no_grad()
-    def figures(self, batch: Batch, actor: ActorValues, critic: CriticValues) -> dict[str, Tensor]:
-        """See `Update.figures`; the conservative term's where it has a weight."""
+    def figures(self, batch: Batch, actor: ActorValues | None, critic: CriticValues) -> dict[str, Tensor]:
+        """See `Update.figures`; the conservative term's where it has a weight, the actor's where it moves."""
         returns = batch["mc_returns"]
         known = returns.isfinite()
         metrics = {
-            "actor_loss": actor.actor_loss.detach(),
             "critic_loss": critic.critic_losses.mean(),
             "bellman_loss": critic.bellman_losses.mean(),
             "q_data_mean": critic.q[..., 0].mean(),
             "mc_return_mean": returns.where(known, 0.0).sum() / known.sum(),
-            "alpha": self.alpha(),
-            "entropy": -actor.log_probs.mean(),
         }
+        if actor is not None:
+            metrics["actor_loss"] = actor.actor_loss.detach()
+            metrics["alpha"], metrics["entropy"] = self.alpha(), -actor.log_probs.mean()
         if critic.gaps is not None:
             bounded, q_policy = self.of_policy(critic, returns)
             metrics["bound_rate"], metrics["q_policy_mean"] = bounded.mean(), q_policy.mean()

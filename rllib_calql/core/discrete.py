@@ -144,16 +144,13 @@ class DiscreteCalQLUpdate(CalQLUpdate):
         """Fresh noise for one step from the update's own generator."""
         return DiscreteNoise(self.draw_target_critics())
 
-    def gradients(self, batch: Batch, noise: DiscreteNoise) -> tuple[ActorValues, CriticValues]:  # type: ignore[override]
+    def gradients(self, batch: Batch, noise: DiscreteNoise) -> tuple[ActorValues | None, CriticValues]:  # type: ignore[override]
         """Fills every parameter's `.grad` at the present parameters; returns what the losses were made of."""
         observations = self.features(batch["observations"])
         actions = batch["actions"].long()
         policy = self.actor(observations.detach())
         q = self.critics(observations)
-        actor = self.discrete_actor_losses(policy, q.detach(), actions)
-        self.backward(actor.actor_loss, list(self.actor.parameters()))
-        if actor.temperature_loss is not None:
-            self.backward(actor.temperature_loss, [self.log_alpha])
+        actor = self.actor_gradients(lambda: self.discrete_actor_losses(policy, q.detach(), actions))
         critic = self.critic_losses(batch, q, actions, policy, noise)
         learned = [*self.critics.parameters(), *([] if self.encoder is None else self.encoder.parameters())]
         self.backward(critic.critic_losses.sum(), learned)

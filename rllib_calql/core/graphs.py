@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from rllib_calql.core.update import Batch, Update, means
+from rllib_calql.core.update import Batch, StepFigures, Update
 
 WARM_UP_STEPS = 3  # libraries and buffers set themselves up in steps that no graph may record
 STEPS_PER_LAUNCH = 16
@@ -69,13 +68,7 @@ class DeviceSteps:
 
     def run(self, num_updates: int) -> dict[str, float]:
         """`num_updates` steps under the phase that the update is in; the means of their figures."""
-        update, done = self._update, 0
-        sums: dict[str, Tensor] = {}
-
-        def add(names: list[str], total: Tensor) -> None:
-            for name, value in zip(names, total, strict=True):
-                sums[name] = sums[name] + value if name in sums else value.clone()
-
+        update, done, figures = self._update, 0, StepFigures()
         while done < num_updates:
             rules = update.rules(update.num_updates)
             steps = STEPS_PER_LAUNCH if num_updates - done >= STEPS_PER_LAUNCH else 1
@@ -83,21 +76,21 @@ class DeviceSteps:
                 steps = 1
             if rules not in self._warm:
                 steps = min(WARM_UP_STEPS, num_updates - done)
-                self._eagerly(steps, add)
+                self._eagerly(steps, figures)
                 self._warm.add(rules)
             else:
                 graph = self._graph(rules, steps)
                 graph.run()
-                add(graph.names, graph.total)
+                figures.add(graph.names, graph.total, steps)
             done += steps
-        return means(sums, num_updates)
+        return figures.means()
 
     def _graph(self, rules: Hashable, steps: int) -> _Graph:
         if (rules, steps) not in self._graphs:
             self._graphs[rules, steps] = _Graph(self._update, self._rows, steps)
         return self._graphs[rules, steps]
 
-    def _eagerly(self, steps: int, add: Callable[[list[str], Tensor], None]) -> None:
+    def _eagerly(self, steps: int, figures: StepFigures) -> None:
         # Beside the default stream, as recording is.
         on_gpu = self._update.device.type == "cuda"
         stream = torch.cuda.Stream() if on_gpu else None  # type: ignore[no-untyped-call]
@@ -106,6 +99,6 @@ class DeviceSteps:
                 stream.wait_stream(torch.cuda.default_stream())
             for _ in range(steps):
                 metrics = self._update.step(self._rows.draw(self._update.generator))
-                add(list(metrics), torch.stack(list(metrics.values())))
+                figures.add(metrics, torch.stack(list(metrics.values())))
         if stream is not None:
             torch.cuda.default_stream().wait_stream(stream)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 Precision = Literal["float32", "bfloat16", "float64"]
 ActorQ = Literal["min", "mean"]
 UpdateRule = Literal["sac", "awac", "iql"]
+ActorUpdates = Literal["every_update", "every_step"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class UpdateConfig:
     num_critics: int = 2
     num_target_critics: int | None = None
     actor_q: ActorQ = "min"
+    online_actor_interval: int = 1  # updates per step of actor and temperature, in the online phase
     orthogonal_init: bool = True
     precision: Precision = "float32"
     # entropy temperature
@@ -73,6 +75,8 @@ class UpdateConfig:
         actor, critic = settings["policy_model_config"], settings["q_model_config"]
         encoder = settings["encoder_config"]
         entropy = settings["target_entropy"]
+        every_step = settings["actor_updates"] == "every_step"
+        interval = max(1, round(settings["utd_ratio"])) if every_step else 1
         derived: dict[str, Any] = {
             "actor_hiddens": tuple(actor["fcnet_hiddens"]),
             "actor_activation": actor["fcnet_activation"],
@@ -80,6 +84,7 @@ class UpdateConfig:
             "critic_activation": critic["fcnet_activation"],
             "conv_filters": tuple(map(tuple, encoder["conv_filters"])),
             "feature_dim": encoder["feature_dim"],
+            "online_actor_interval": interval,
             "target_entropy": None if entropy in (None, "auto") else float(entropy),
         }
         names = [field.name for field in fields(cls) if field.name not in derived]

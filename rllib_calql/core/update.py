@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,15 +19,34 @@ from rllib_calql.data.frames import FrameLayout
 Batch = Mapping[str, Tensor]
 
 
-def means(sums: Mapping[str, Tensor], number: int) -> dict[str, float]:
-    """Sums of steps' figures as means, none for no steps; waits for the device."""
-    if not sums:
-        return {}
-    values = (torch.stack(list(sums.values())) / number).tolist()
-    found = dict(zip(sums, values, strict=True))
-    if math.isnan(found["mc_return_mean"]):  # no row of some batch had a return
-        del found["mc_return_mean"]
-    return found
+class StepFigures:
+    """Figures of steps, on the device: no step waits for another's. Not every step has the same ones."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}
+
+    def add(self, names: Iterable[str], total: Tensor, number: int = 1) -> None:
+        """Counts `number` steps with figures of these names, whose sums are `total`."""
+        key = tuple(names)
+        if key in self._sums:
+            known, before = self._sums[key]
+            self._sums[key] = known.add_(total), before + number
+        else:
+            self._sums[key] = total.clone(), number
+
+    def means(self) -> dict[str, float]:
+        """Each figure's mean over the steps that have it, none for no steps; waits for the device."""
+        sums: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        values = iter(torch.cat([total for total, _ in self._sums.values()]).tolist() if self._sums else [])
+        for names, (_, number) in self._sums.items():
+            for name in names:
+                sums[name] = sums.get(name, 0.0) + next(values)
+                counts[name] = counts.get(name, 0) + number
+        found = {name: sums[name] / counts[name] for name in sums}
+        if math.isnan(found.get("mc_return_mean", 0.0)):  # no row of some batch had a return
+            del found["mc_return_mean"]
+        return found
 
 
 class Update(ABC):
@@ -192,18 +211,12 @@ class Update(ABC):
         return figures
 
     def run(self, sample: Callable[[], Mapping[str, Any]], num_updates: int) -> dict[str, float]:
-        """`num_updates` steps from batches of numpy arrays; the means of their figures.
-
-        The figures stay on the device until the end: no step waits for another's result.
-        """
-        total: Tensor | None = None
-        names: list[str] = []
+        """`num_updates` steps from batches of numpy arrays; the means of their figures."""
+        figures = StepFigures()
         for _ in range(num_updates):
             metrics = self.step(self.to_tensors(sample()))
-            names = list(metrics)
-            figures = torch.stack(list(metrics.values()))
-            total = figures if total is None else total.add_(figures)
-        return means({} if total is None else dict(zip(names, total, strict=True)), num_updates)
+            figures.add(metrics, torch.stack(list(metrics.values())))
+        return figures.means()
 
     def to_tensors(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """A batch of numpy arrays on the update's device and in its precision; frames stay bytes."""
