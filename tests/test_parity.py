@@ -72,6 +72,7 @@ def golden_config(meta: dict[str, Any], arrays: dict[str, np.ndarray], precision
             "fcnet_hiddens": list(settings.pop(f"{network}_hiddens")),
             "fcnet_activation": settings.pop(f"{network}_activation"),
         }
+    del settings["online_actor_interval"]  # of utd_ratio and actor_updates
     settings["encoder_config"] = {name: settings.pop(name) for name in ("conv_filters", "feature_dim")}
     return CalQLConfig().training(**settings)
 

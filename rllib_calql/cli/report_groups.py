@@ -137,7 +137,7 @@ def _notes(run: Run, group: Sequence[Run]) -> Iterable[str]:
     from rllib_calql.presets import PRESETS  # here, because it takes Ray's seconds
 
     own = PRESETS.get(run.preset or "", {})
-    if changed := [name for name in sorted(own) if run.settings.get(name) != own[name]]:
+    if changed := [name for name in sorted(own) if run.settings.get(name, own[name]) != own[name]]:
         yield f"unlike the preset: {', '.join(_setting(run.settings, name) for name in changed)}"
     if not run.curve:
         yield "no result yet"
