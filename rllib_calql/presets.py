@@ -89,8 +89,13 @@ _METHODS: dict[str, dict[str, Any]] = {
         "warmup_actions": "policy",
     },
 }
-# Every preset says by which rule it updates: a task's file may have another.
-PRESETS = {name: {"update_rule": "sac"} | settings for name, settings in _METHODS.items()}
+# Every preset says by which rule it updates, and takes back what that rule has no use for: a task's file may have
+# another. The temperature of one rule's advantages is none for another's.
+_SAC = {"update_rule": "sac", **RULES_NEED["sac"]}
+PRESETS = {
+    name: (_SAC if "update_rule" not in settings else {"beta_online": None}) | settings
+    for name, settings in _METHODS.items()
+}
 
 
 def preset_settings(name: str) -> dict[str, Any]:

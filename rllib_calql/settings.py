@@ -195,7 +195,7 @@ class TrainingSettings(CQLConfig):
             num_target_critics: Random subset of target critics whose minimum makes the TD target (all).
             actor_q: The actor maximises the critics' "min" or, in large ensembles, their "mean".
             actor_updates: Actor and temperature move at "every_update" or, in the online phase, once at
-                "every_step" of the environment, which is every `utd_ratio` updates.
+                "every_step" of the environment, which is every `utd_ratio` updates, rounded.
             critic_layer_norm: LayerNorm before each hidden activation of the critics.
             orthogonal_init: Orthogonal weights and zero biases; False for torch's default.
             precision: "float32", or "bfloat16" for the critics' matrix products (parameters, reductions and

@@ -268,7 +268,8 @@ def test_weights_of_another_update_rule_are_refused(pendulum_data: Transitions, 
 def test_restored_under_a_config_that_earns_fewer_updates(
     pendulum_data: Transitions, tmp_path: Path, new_stack: bool
 ) -> None:
-    settings = {"num_offline_updates": 10, "num_online_env_steps": 50}
+    settings: dict[str, Any] = {"num_offline_updates": 10, "num_online_env_steps": 50}
+    settings |= {"actor_updates": "every_step"}
     first = small_config(pendulum_data, 0, new_stack, **settings, utd_ratio=1.0).build_algo()
     while not first.complete:
         first.train()
@@ -284,6 +285,7 @@ def test_restored_under_a_config_that_earns_fewer_updates(
     third = small_config(pendulum_data, 0, new_stack, **settings, utd_ratio=2.0).build_algo()
     third.restore(str(tmp_path / "first"))
     assert third.train()["calql"]["num_updates"] == 160
+    assert third.update.config.online_actor_interval == 2
     third.stop()
 
 

@@ -85,6 +85,10 @@ def test_defaults_reach_the_update_unchanged() -> None:
     """The update's own defaults are the config's."""
     assert UpdateConfig.from_settings(vars(CalQLConfig())) == UpdateConfig()
     assert UpdateConfig.from_settings(CalQLConfig().to_dict()) == UpdateConfig()
+    earlier = {**vars(CalQLConfig()), "tau": 0.1}
+    for name in ("actor_updates", "beta_online"):  # not there yet when a policy's checkpoint was written
+        del earlier[name]
+    assert UpdateConfig.from_settings(earlier) == UpdateConfig(tau=0.1)
 
 
 def test_every_setting_reaches_the_update() -> None:

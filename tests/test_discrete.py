@@ -18,7 +18,7 @@ from rllib_calql.core.factory import make_update
 from rllib_calql.core.hyperparameters import UpdateConfig
 from rllib_calql.data import DatasetError, Preparation, Transitions, check_fits, open_dataset
 from rllib_calql.data.sources import scripted
-from tests.updates import gradients
+from tests.updates import gradients, moved
 
 OBSERVATIONS = Box(-1.0, 1.0, (3,))
 SMALL = {"actor_hiddens": (8,), "critic_hiddens": (8, 8), "precision": "float64"}
@@ -170,6 +170,17 @@ def test_cloning_lagrange_and_weight_zero() -> None:
     assert update.log_alpha_prime.item() != 1.0
     update = update_of(min_q_weight=0.0, calibrate=False)
     assert "bound_rate" not in update.step(batch)
+
+
+def test_online_the_actor_may_move_once_per_environment_step() -> None:
+    update, batch = update_of(online_actor_interval=2), random_batch()
+    update.online = True
+    for moves in (False, True, False):
+        before = update.weights()
+        assert ("actor_loss" in update.step(batch)) == moves
+        changed = moved(before, update.weights())
+        assert ("actor" in changed) == ("log_alpha" in changed) == moves
+        assert "critics" in changed
 
 
 def test_actions_are_drawn_from_the_distribution() -> None:

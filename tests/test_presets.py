@@ -14,7 +14,7 @@ from rllib_calql.cli.common import UserError
 from rllib_calql.cli.experiments import load_file, override, variants
 from rllib_calql.cli.options import TrainOptions
 from rllib_calql.data import Transitions
-from rllib_calql.presets import PRESETS
+from rllib_calql.presets import PRESETS, preset_settings
 from tests.test_policy import ACTIONS, OBSERVATIONS
 from tests.test_resume import deterministic, small_config
 
@@ -257,6 +257,16 @@ def test_iql_goes_on_bit_equal_from_a_checkpoint(pendulum_data: Transitions, tmp
         one.stop()
 
 
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_over_a_file_of_another_rule(name: str) -> None:
+    """What the other rule alone has a use for is taken back."""
+    of_iql = {"update_rule": "iql", "beta": 10.0, "beta_online": 25.0, "expectile": 0.9}
+    config = CalQLConfig().environment("Pendulum-v1").offline_data(input_="data.h5")
+    config.update_from_dict(of_iql | preset_settings(name)).training(warmup_env_steps=0, warmup_actions="policy")
+    config.validate()
+    assert config.beta_online is None
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -267,7 +277,11 @@ def test_iql_goes_on_bit_equal_from_a_checkpoint(pendulum_data: Transitions, tmp
         ({"preset": "iql", "num_target_critics": 1}, "'iql' has no use for num_target_critics=1: set it to None"),
         ({"preset": "awac", "min_q_weight": 5.0}, "update_rule='awac' has no use for min_q_weight=5.0"),
         ({"preset": "awac", "learn_alpha": True}, "update_rule='awac' has no use for learn_alpha=True"),
+        ({"preset": "iql", "actor_updates": "every_step"}, "'iql' has no use for actor_updates='every_step'"),
+        ({"preset": "awac", "actor_updates": "every_step"}, "'awac' has no use for actor_updates='every_step'"),
+        ({"actor_updates": "never"}, "actor_updates must be one of every_update, every_step, not 'never'"),
         ({"beta": 3.0}, "update_rule='sac' has no use for beta=3.0"),
+        ({"beta_online": 3.0}, "update_rule='sac' has no use for beta_online=3.0"),
         ({"min_q_weight": 0.0}, "calibrate=True bounds actions in .* that min_q_weight=0 switches off"),
         ({"min_q_weight": 0.0, "calibrate": False, "lagrangian": True}, "lagrangian=True weighs a conservative"),
         ({"warmup_actions": "random"}, "warmup_actions='random' needs warmup_env_steps above 0"),

@@ -330,10 +330,16 @@ def test_online_the_actor_may_move_once_per_environment_step() -> None:
     np.testing.assert_equal(again.get_state(), update.get_state())
     for name, number in (("actor_loss", 2), ("entropy", 2), ("critic_loss", 5)):
         assert found[name] == pytest.approx(sum(float(one[name]) for one in steps if name in one) / number)
-    often.set_state(update.get_state())
-    assert often.online
-    changed = moved(often.weights(), {**often.weights(), **update.weights()})
-    assert changed == set()
+    # From a state of its middle, and from one in which Adam does not know the actor yet.
+    fresh = make_update(online_actor_interval=3, num_critics=3)
+    fresh.online = True
+    fresh.run(lambda: arrays(), 1)
+    for update in (fresh, again):
+        restored = make_update(seed=1, online_actor_interval=3, num_critics=3)
+        restored.set_state(update.get_state())
+        both = [one.run(lambda: arrays(seed=3), 4) for one in (update, restored)]
+        assert both[0] == both[1]
+        np.testing.assert_equal(restored.get_state(), update.get_state())
 
 
 def test_the_cloned_mean_feels_the_squared_error_alone() -> None:

@@ -16,8 +16,12 @@ from rllib_calql.core.update import Batch
 class AWACUpdate(CalQLUpdate):
     """Advantage-weighted actor-critic (Nair et al. 2020, arXiv 2006.09359): SAC's critics, another actor.
 
-    There is no entropy term anywhere, so there is no temperature.
+    There is no entropy term anywhere, so there is no temperature. The actor moves in every update.
     """
+
+    def moves_actor(self, number: int) -> bool:
+        """See `CalQLUpdate.moves_actor`."""
+        return True
 
     @property
     def beta(self) -> float:
@@ -39,7 +43,7 @@ class AWACUpdate(CalQLUpdate):
     def figures(self, batch: Batch, actor: ActorValues | None, critic: CriticValues) -> dict[str, Tensor]:
         """See `Update.figures`."""
         figures = super().figures(batch, actor, critic)
-        del figures["alpha"]  # the actor moves in every update of these rules
+        del figures["alpha"]
         return figures
 
 

@@ -75,7 +75,7 @@ class UpdateConfig:
         actor, critic = settings["policy_model_config"], settings["q_model_config"]
         encoder = settings["encoder_config"]
         entropy = settings["target_entropy"]
-        every_step = settings["actor_updates"] == "every_step"
+        every_step = settings.get("actor_updates") == "every_step"
         interval = max(1, round(settings["utd_ratio"])) if every_step else 1
         derived: dict[str, Any] = {
             "actor_hiddens": tuple(actor["fcnet_hiddens"]),
@@ -87,5 +87,6 @@ class UpdateConfig:
             "online_actor_interval": interval,
             "target_entropy": None if entropy in (None, "auto") else float(entropy),
         }
-        names = [field.name for field in fields(cls) if field.name not in derived]
+        # A policy's checkpoint from before a setting existed does not have it: it was trained with the default.
+        names = [field.name for field in fields(cls) if field.name not in derived and field.name in settings]
         return cls(**derived, **{name: settings[name] for name in names})
